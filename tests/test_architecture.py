@@ -148,15 +148,15 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1630, 14),
-    "backends": (2150, 18),
+    "backends": (2190, 18),
     "bench": (740, 4),
     "cli": (2950, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
     "engine": (4010, 20),
-    "imaging": (2740, 15),
+    "imaging": (2890, 16),
     "intake": (2150, 12),
-    "models": (4290, 25),
+    "models": (4490, 25),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
@@ -166,7 +166,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 208, 33_700, 34_100
+MODULES, LINES, TEST_LINES = 209, 34_000, 34_320
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

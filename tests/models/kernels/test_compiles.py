@@ -41,7 +41,7 @@ def run(cache: Path, *words: str) -> list[Any]:
 @pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_fit(tmp_path, capability):
     found = run(tmp_path, str(capability))
-    assert len(found) == 22
+    assert len(found) == 23
     for one in found:
         assert one["shared"] <= SHARED[capability], one
         assert one["spilled"] <= SPILLED, one
@@ -52,5 +52,5 @@ def test_one_compilation_serves_every_batch(tmp_path):
     """So what `rmbgd models optimize` compiled is all that the service needs. The norm has two, with a sum and without;
     the relaxation has one for each of its two tiles."""
     network = {"_attention": 1, "_pyramid": 1, "_head": 1, "_norm": 2, "_resize": 1}
-    finish = {"_shrink": 1, "_coarse": 1, "_halve": 1, "_relax": 2, "_pack": 1}
+    finish = {"_shrink": 1, "_fit": 1, "_coarse": 1, "_halve": 1, "_relax": 2, "_pack": 1}
     assert [network | finish] == run(tmp_path, "launches")
