@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
-from rmbgd.imaging.refine import BAND_ROWS, GAP, LARGEST_NETWORK, RADIUS, fit, refine_edges, refines
+from rmbgd.imaging.refine import BAND_ROWS, GAP, LARGEST_NETWORK, fit, refine_edges, refines
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.resampling import Filter
 from tests.support.shared_data import shared
@@ -103,11 +103,15 @@ def test_alpha_without_an_edge_is_untouched(value):
 
 def test_texture_away_from_an_edge_makes_no_holes():
     """Where the matte is 1 all around, alpha is, though the colours there would mean less beside the edge."""
-    truth = halves()
-    rgb, matte = scene(truth)
-    rgb[::3, :165] = BACK
-    _, alpha = refined(rgb, matte)
-    assert alpha[:, : 165 - RADIUS * SCALE].min() > 0.999
+    rgb, matte = scene(halves())
+    guide = image_to_network(rgb, matte.shape, Filter.BOX)
+    rgb[::3, :189] = BACK
+    alpha = matte_to_image(matte, *rgb.shape[:2])
+    solid = matte_to_image(cv2.erode(matte, np.ones((3, 3))), *rgb.shape[:2]) > 0.95
+    assert solid[0, 189 - 3 * SCALE]
+    refine_edges(rgb, matte, guide, alpha)
+    assert alpha[solid].min() > 0.949
+    assert alpha[~solid & (rgb[..., 0] == BACK[0])].min() < 0.5
 
 
 sides = st.integers(1, 40)
