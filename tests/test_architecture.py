@@ -150,15 +150,15 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1680, 14),
-    "backends": (2270, 18),
+    "backends": (2310, 18),
     "bench": (740, 4),
     "cli": (3150, 24),
     "config": (1310, 6),
     "doctor": (770, 4),
     "engine": (4255, 22),
-    "imaging": (2760, 16),
+    "imaging": (2900, 17),
     "intake": (2150, 12),
-    "models": (4510, 25),
+    "models": (4650, 25),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
@@ -169,7 +169,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 217, 35_250, 36_350
+MODULES, LINES, TEST_LINES = 218, 35_650, 36_650
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -414,6 +414,8 @@ class Recipe(Settings):
         reason="background colour when content is colour or format is jpeg: #rrggbb, #rgb or a CSS name; exact to the value, in jpeg as near as it can")
     edge_colours: Literal["clean", "keep"] = setting("clean",
         reason="colours of half-transparent pixels: clean removes the old background from them; keep leaves the photo's")
+    refine: Literal["auto", "off"] = setting("auto",
+        reason="alpha's edges in an image that is more than twice as long or as wide as a network of at most 320 pixels: auto lets them follow the image's own; off leaves them as soft as the network's")
     hidden_colours: Literal["zero", "keep"] = setting("zero",
         reason="colours under full transparency: zero makes them black; keep leaves the photo's, which nobody sees and which double the file")
     png_level: int = setting(2, unit="level", ge=0, le=3,

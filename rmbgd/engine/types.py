@@ -89,6 +89,7 @@ class Work:
     region: Region
     model: str
     clean_edges: bool = True
+    refine: bool = True  # alpha, where the image is much larger than the network
 
 
 @dataclass(frozen=True, slots=True)

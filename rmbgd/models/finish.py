@@ -1,7 +1,8 @@
-"""Last step of inference at an image's size: mattes to output planes, with colours at soft edges estimated.
+"""Last step of inference at an image's size: mattes to output planes, edges refined, colours at soft ones estimated.
 
-As plain torch, which runs on every device, and as Triton kernels. The method is that of imaging/edges.py and
-imaging/compose.py, which define it; here nothing depends on what an image shows, so that the host never waits.
+As plain torch, which runs on every device, and as Triton kernels. The method is that of imaging/refine.py,
+imaging/edges.py and imaging/compose.py, which define it; here nothing depends on what an image shows, so that the host
+never waits.
 """
 
 from __future__ import annotations
@@ -13,18 +14,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LUMA = (0.299 / 255, 0.587 / 255, 0.114 / 255)  # of levels 0..255
 LEVEL_PLANES = 10  # float32: red, green, blue, alpha; foreground and background of each colour
+FITTED_PLANES = 6  # float32: gains of red, green and blue, offset, least and greatest alpha
+MIDDLE = 128.0  # taken off levels, so that sums of their products are exact
+
+
+@dataclass(frozen=True, slots=True)
+class Fitting:
+    """Numbers of imaging/refine.py, and how inputs of the network are levels 0..255: input = scale * level + shift."""
+
+    radius: int
+    flatness: float
+    faint: float
+    explained: float
+    scale: tuple[float, ...]
+    shift: tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """Numbers of imaging/edges.py: steps on each level, stiffness of the neighbours, the softest and hardest alpha."""
+    """Numbers of imaging/edges.py: steps on each level, stiffness of the neighbours, the softest and hardest alpha; and
+    how alpha is refined."""
 
     iterations: int
     stiffness: float
     softest: float
     hardest: float
+    fitting: Fitting
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,7 @@ class FinishJob:
     pixel_bytes   of the output plane: 4 is RGBA, 1 is alpha of 8 bits, 2 of 16 in the host's order
     matte         index among the mattes
     coarse        (height, width) of the finest level for colours; (0, 0) if they stay as they are
-    refined       alpha is gain * luma + matte, of an image at least as large as the matte
+    refined       alpha follows the image, which is no smaller than the matte (refine.refines)
     """
 
     height: int
@@ -65,23 +81,27 @@ class FinishJob:
         """That the kernels take for it, beside its planes and a matte of `size`."""
         of_levels = LEVEL_PLANES * sum(height * width for height, width in self.levels)
         small = self.reduced(size)
-        return 4 * (of_levels + (small[0] * small[1] if small else 0))
+        return 4 * (of_levels + (small[0] * small[1] if small else 0) + self.fitted(size))
+
+    def fitted(self, size: Sequence[int]) -> int:
+        """Floats of `fit`."""
+        return FITTED_PLANES * size[0] * size[1] if self.refined else 0
 
 
-def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
+def finish_images(images: Tensor, mattes: Tensor, inputs: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
     """Write the output plane of every job, by plain torch; kernels/finish.py is the same for Triton.
 
     images  uint8 [bytes]: the buffer in which images and outputs lie
     mattes  float32 [n, h, w] contiguous; resized to an image as imaging.resize.matte_to_image does it
-    gains   likewise: alpha of a refined image is gain * luma + matte, cut to 0..1; luma 0..1 of the full image
+    inputs  [n, 3, h, w] of any floating type and strides: what the network computed the mattes from
 
     Synchronises nothing.
     """
     for job in jobs:
-        _finish(images, mattes[job.matte], gains[job.matte], job, method)
+        _finish(images, mattes[job.matte], inputs[job.matte] if job.refined else None, job, method)
 
 
-def _finish(images: Tensor, matte: Tensor, gain: Tensor, job: FinishJob, method: Method) -> None:
+def _finish(images: Tensor, matte: Tensor, seen: Tensor | None, job: FinishJob, method: Method) -> None:
     height, width = job.height, job.width
 
     def plane(offset: int, *channels: int) -> Tensor:
@@ -89,10 +109,8 @@ def _finish(images: Tensor, matte: Tensor, gain: Tensor, job: FinishJob, method:
         return images[offset : offset + count].view(height, width, *channels)
 
     rgb = plane(job.rgb, 3)
-    alpha = resized(matte, (height, width), triangle)
-    if job.refined:
-        luma = rgb.to(torch.float32) @ torch.tensor(LUMA, device=rgb.device)
-        alpha = alpha + resized(gain, (height, width), triangle) * luma
+    refined = None if seen is None else fit(matte, seen, method.fitting)
+    alpha = resized(matte, (height, width), triangle) if refined is None else _applied(refined, rgb)
     alpha = alpha.clamp(0.0, 1.0)
     own = plane(job.source_alpha) if job.source_alpha >= 0 else None
     if job.pixel_bytes == 2:
@@ -119,6 +137,62 @@ def _finish(images: Tensor, matte: Tensor, gain: Tensor, job: FinishJob, method:
         lacking = rgb[..., colour] - (fore * alpha + back * beta)  # of what the image shows
         cleaned = torch.addcmul(fore, lacking, pull).round_().clamp_(0, 255).to(torch.uint8)
         rgba[..., colour] = torch.where(soft, cleaned, rgb[..., colour])
+
+
+def _applied(fitted: Tensor, rgb: Tensor) -> Tensor:
+    """Alpha of an image, uint8 [H, W, 3], by the functions of `fit`: float32 [H, W]."""
+    *gains, alpha, least, greatest = resized(fitted, rgb.shape[:2], triangle)
+    for colour, gain in enumerate(gains):
+        alpha = torch.addcmul(alpha, gain, rgb[..., colour].to(torch.float32))
+    return torch.minimum(torch.maximum(alpha, least), greatest)
+
+
+def fit(matte: Tensor, seen: Tensor, fitting: Fitting) -> Tensor:
+    """Alpha as a function of colour around each pixel, and its bounds: float32 [6, h, w], as refine.fit has them.
+
+    matte  float32 [h, w]
+    seen   [3, h, w], an input of the network
+    """
+    scale, shift = (torch.tensor(each, device=matte.device).view(3, 1, 1) for each in (fitting.scale, fitting.shift))
+    levels = ((seen.to(torch.float32) - shift) / scale).round_() - MIDDLE
+    side = 2 * fitting.radius + 1
+    count = side * side
+
+    def sums(planes: Tensor, side: int = side) -> Tensor:
+        wide = F.pad(planes[None], (side // 2,) * 4, mode="replicate")
+        return F.avg_pool2d(wide, side, stride=1, divisor_override=1)[0]
+
+    both = torch.cat((levels, matte[None]))
+    total = sums(both)
+
+    def covariances(one: int, others: slice) -> Tensor:
+        return (count * sums(both[one] * both[others]) - total[one] * total[others]) / count**2
+
+    # Solved by L D L', as on the host.
+    d0, v01, v02, red = covariances(0, slice(0, 4))
+    v11, v12, green = covariances(1, slice(1, 4))
+    v22, blue = covariances(2, slice(2, 4))
+    (variance,) = covariances(3, slice(3, 4))
+    gains = _solved((d0, v01, v02, v11, v12, v22), (red, green, blue), fitting.flatness)
+    explained = (gains[0] * red + gains[1] * green + gains[2] * blue) / (variance + fitting.faint)
+    counts = ((explained - fitting.explained) / (1 - fitting.explained)).clamp_(0, 1)
+    offset = (total[3] - (gains * total[:3]).sum(0)) / count - MIDDLE * gains.sum(0)
+    near = F.max_pool2d(F.pad(torch.stack((-matte, matte))[None], (1, 1, 1, 1), mode="replicate"), 3, stride=1)[0]
+    return torch.cat((counts * gains, (matte + counts * (offset - matte))[None], -near[:1], near[1:]))
+
+
+def _solved(variances: Sequence[Tensor], with_alpha: Sequence[Tensor], flatness: float) -> Tensor:
+    """Gains [3, h, w] from covariances of colours (00, 01, 02, 11, 12, 22), and of each colour with alpha."""
+    v00, v01, v02, v11, v12, v22 = variances
+    d0 = v00 + flatness
+    l1, l2 = v01 / d0, v02 / d0
+    d1 = v11 + flatness - l1 * l1 * d0
+    l3 = (v12 - l1 * l2 * d0) / d1
+    d2 = v22 + flatness - l2 * l2 * d0 - l3 * l3 * d1
+    y1 = with_alpha[1] - l1 * with_alpha[0]
+    blue = (with_alpha[2] - l2 * with_alpha[0] - l3 * y1) / d2
+    green = y1 / d1 - l3 * blue
+    return torch.stack((with_alpha[0] / d0 - l1 * green - l2 * blue, green, blue))
 
 
 def coarse(rgb: Tensor, alpha: Tensor, size: tuple[int, int]) -> Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import Recipe
 from rmbgd.imaging.formats import SourceFacts
+from rmbgd.imaging.refine import LARGEST_NETWORK
 from rmbgd.pipeline.items import Timing
 from rmbgd.store.records import ContentKey, Job
 
@@ -67,6 +68,9 @@ the key nothing would ever be found again after a restart."""
 
 def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
     """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
-    unused = set() if recipe.format == "jpeg" else {"jpeg_quality"}  # what was computed before it came still counts
+    unused = set() if recipe.format == "jpeg" else {"jpeg_quality"}  # what was computed before they came still counts
+    size = model_facts.get("input_size")
+    if recipe.refine == "off" or (isinstance(size, (tuple, list)) and max(size) > LARGEST_NETWORK):
+        unused.add("refine")
     text = recipe.model_dump_json(exclude=unused) + repr([str(model_facts.get(fact)) for fact in IDENTITY])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -181,7 +181,7 @@ class DeviceThread:
         _, recipe = self._folders[frame.job.folder]
         clean = recipe.edge_colours == "clean" and recipe.content != "mask"
         model = self._supervisor.substitutes.get(recipe.model, recipe.model)
-        return Work(frame.job.job_id, frame.region, model, clean)
+        return Work(frame.job.job_id, frame.region, model, clean, recipe.refine == "auto")
 
 
 def _limits(description: EngineDescription | None, settings: PipelineSettings) -> batching.Limits:

@@ -135,6 +135,18 @@ def test_a_plane_is_matte_resized_and_composed(engine, network, canvas, output, 
     assert np.array_equal(canvas.slot(work).rgb, rgb)
 
 
+@pytest.mark.parametrize(("width", "refined"), [(640, False), (660, True)])
+def test_alpha_is_refined_where_the_image_is_much_larger_and_the_work_says_so(engine, network, canvas, width, refined):
+    """What is reported of the matte is the network's in any case."""
+    work = canvas.place(1, ball(400, width), output=OutputPlane.ALPHA16)
+    answers, planes = [], []
+    for refine in (True, False):
+        answers += engine.segment([replace(work, refine=refine)]).answers
+        planes.append(canvas.plane(work))
+    assert answers[0] == answers[1]
+    assert np.array_equal(*planes) != refined
+
+
 def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
     noise = np.random.default_rng(1).integers(0, 256, (333, 444, 3), np.uint8)
     works = [canvas.place(n, rgb) for n, rgb in enumerate([ball(320, 320), noise, ball(100, 900)])]

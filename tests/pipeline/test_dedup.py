@@ -60,6 +60,14 @@ def test_another_recipe_or_model_is_another_key():
     assert 3 == len({*keys, recipe_hash(Recipe(format="webp"), {"sha256": "a"})})
 
 
+def test_refining_is_part_of_the_key_only_where_it_is_done():
+    small, large = ({"sha256": "a", "input_size": [side, side]} for side in (320, 1024))
+    off, auto = Recipe(refine="off"), Recipe()
+    assert recipe_hash(off, small) != recipe_hash(auto, small)
+    assert recipe_hash(off, large) == recipe_hash(auto, large)
+    assert recipe_hash(off, large) == "cd317437290b70fa5485f825c1040c40"  # as before there was the setting
+
+
 def test_another_start_of_the_same_model_keeps_the_key():
     measured = {"sha256": "a", "seconds": 0.2, "path": "/b"}
     assert recipe_hash(Recipe(), {"sha256": "a"}) == recipe_hash(Recipe(), measured)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from rmbgd.backends.cuda.postprocess import finish_images, job_of
-from rmbgd.backends.planes import finish
+from rmbgd.backends.planes import SCALE, SHIFT, finish
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
-from rmbgd.imaging.resize import matte_to_image
+from rmbgd.imaging.refine import refines
+from rmbgd.imaging.resize import image_to_network
+from rmbgd.resampling import Filter
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,16 @@ def finished(
     device: torch.device | str = "cpu",
     *,
     triton: bool = False,
-    gain: np.ndarray | None = None,
+    refine: bool = False,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(output plane by the device, by the host) of each image, all in one group; with `gain` they are all refined."""
+    """(output plane by the device, by the host) of each image, all in one group; with `refine` also refined where they
+    are large enough, from inputs of float16."""
     places = regions(images)
+    size = mattes[0].shape
+    guides = [
+        image_to_network(image.rgb, size, Filter.BOX) if refine and refines(size, *image.rgb.shape[:2]) else None
+        for image in images
+    ]
     end = places[-1].output_offset + 4 * places[-1].height * places[-1].width
     block = np.full(end + 64, 7, np.uint8)
     for image, place in zip(images, places, strict=True):
@@ -61,20 +69,17 @@ def finished(
             view(block, place).source_alpha[...] = image.source_alpha
     there = torch.from_numpy(block.copy()).to(device)
     jobs = [
-        job_of(place, place.offset, index, clean=image.clean)
+        job_of(place, place.offset, index, clean=image.clean, refined=guides[index] is not None)
         for index, (image, place) in enumerate(zip(images, places, strict=True))
     ]
-    gains = None if gain is None else torch.from_numpy(np.stack([gain] * len(images))).to(device)
-    jobs = [replace(job, refined=gain is not None) for job in jobs]
-    finish_images(there, torch.from_numpy(np.stack(mattes)).to(device), jobs, gains=gains, triton=triton)
+    seen = np.stack([np.zeros((*size, 3), np.uint8) if guide is None else guide for guide in guides])
+    inputs = torch.from_numpy((seen * np.array(SCALE) + np.array(SHIFT)).astype(np.float16)).to(device)
+    finish_images(
+        there, torch.from_numpy(np.stack(mattes)).to(device), jobs, inputs=inputs.permute(0, 3, 1, 2), triton=triton
+    )
     by_device = there.cpu().numpy()
-    for image, place, offset in zip(images, places, mattes, strict=True):
-        matte = offset
-        if gain is not None:
-            luma = (image.rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)) / 255
-            matte, steep = (matte_to_image(x, *luma.shape) for x in (offset, gain))
-            matte = np.clip(steep * luma + matte, 0, 1)
-        finish(view(block, place), matte, clean=image.clean)
+    for image, place, matte, guide in zip(images, places, mattes, guides, strict=True):
+        finish(view(block, place), matte, clean=image.clean, guide=guide)
     assert len(by_device) == len(block)
     assert (by_device[end:] == 7).all()
     return [(_output(by_device, place), _output(block, place)) for place in places]

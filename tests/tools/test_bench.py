@@ -50,6 +50,22 @@ def test_filters_are_compared_on_any_folder_of_images_and_masks(tmp_path: Path) 
     assert box["means"]["photographs"][0] > 0.7
 
 
+@pytest.mark.slow
+@pytest.mark.integration
+def test_refining_is_measured_on_any_folder_of_images_and_soft_masks(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "gt").mkdir()
+    y, x = np.mgrid[:600, :800]
+    alpha = np.clip((190 - np.hypot(y - 300, x - 450)) / 6 + 0.5, 0, 1)[..., None]
+    pixels = alpha * (200, 60, 40) + (1 - alpha) * (90, 120, 140)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / "ball.png")
+    Image.fromarray((255 * alpha[..., 0]).astype(np.uint8)).save(tmp_path / "gt" / "ball.png")
+    code, _, found = run("refine", "--quick", "--folder", tmp_path)
+    assert (code, found["refined"]) == (0, 1)
+    assert all(found["images"]["ball"][error] < -10 for error in ("sad", "mse", "gradient"))
+    assert found["milliseconds_a_megapixel"]["mean"] > 0
+
+
 def test_an_interval_holds_the_mean_of_paired_gains() -> None:
     gains = np.random.default_rng(1).normal(0.02, 0.1, 400)
     mean, low, high = filters.interval(gains)

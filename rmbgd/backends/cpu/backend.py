@@ -29,7 +29,8 @@ from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.errors import EngineNonsense, ModelError, missing_extra
 from rmbgd.fs import usable_cores
-from rmbgd.imaging.resize import matte_to_image
+from rmbgd.imaging.refine import refines
+from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.store import resolve
 
 DEVICE = "cpu"
@@ -70,11 +71,18 @@ class CpuBackend:
         slots = [types.view(self._block, work.region) for work in batch]
         began = time.perf_counter()
         with faults():
-            alpha = self._mattes(network, [slot.rgb for slot in slots], name)
+            guides = [
+                image_to_network(slot.rgb, network.size, network.filter)
+                if work.refine and refines(network.size, *slot.rgb.shape[:2])
+                else None
+                for work, slot in zip(batch, slots, strict=True)
+            ]
+            given = [slot.rgb if guide is None else guide for slot, guide in zip(slots, guides, strict=True)]
+            alpha = self._mattes(network, given, name)
             computed = time.perf_counter()
             reports = [report(work.image_id, matte) for work, matte in zip(batch, alpha, strict=True)]
-            for work, slot, matte in zip(batch, slots, alpha, strict=True):
-                finish(slot, matte, clean=work.clean_edges)
+            for work, slot, matte, guide in zip(batch, slots, alpha, guides, strict=True):
+                finish(slot, matte, clean=work.clean_edges, guide=guide)
         finished = time.perf_counter()
         seconds = {"network": computed - began, "finish": finished - computed}
         answers = [types.Answer(each, DEVICE, name, len(batch)) for each in reports]

@@ -78,14 +78,14 @@ class OpenVinoNetwork:
         model = claim.model
         claim.hash()
         header = read_header(model.weights)
-        self._size, self._filter = model.input_size(), model.filter()
+        self.size, self.filter = model.input_size(), model.filter()
         settings = {
             "INFERENCE_PRECISION_HINT": TYPES[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the cores belong to decoders and encoders as well
         }
-        compiled = core().compile_model(build(model.weights, self._size, SCALE, SHIFT), "CPU", settings)
+        compiled = core().compile_model(build(model.weights, self.size, SCALE, SHIFT), "CPU", settings)
         self._request: Any = compiled.create_infer_request()
         provenance = claim.provenance(
             header,
@@ -101,9 +101,9 @@ class OpenVinoNetwork:
         self.facts: dict[str, object] = provenance.facts()
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        found = np.empty((len(images), *self._size), np.float32)
+        found = np.empty((len(images), *self.size), np.float32)
         for rgb, alpha in zip(images, found, strict=True):
-            pixels = image_to_network(rgb, self._size, self._filter)
+            pixels = image_to_network(rgb, self.size, self.filter)
             self._request.infer({0: np.ascontiguousarray(pixels)[None]}, share_inputs=True)
             alpha[:] = self._request.get_output_tensor(0).data[0, 0]
         return found

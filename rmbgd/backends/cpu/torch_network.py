@@ -40,17 +40,16 @@ class TorchNetwork:
             sha256=choice.sha256 or None,
         )
         self.module = loaded.module
-        self.filter = loaded.filter
+        self.size, self.filter = loaded.provenance.input_size, loaded.filter
         self.facts: dict[str, object] = loaded.provenance.facts()
         self.sizes = tuple(size for size in (1, 2, 4) if size <= min(batch_maximum, BATCH_MAXIMUM))
-        shape = (self.sizes[-1], 3, *loaded.provenance.input_size)
+        shape = (self.sizes[-1], 3, *self.size)
         self.inputs = torch.empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
         self._scale, self._shift = torch.tensor(SCALE), torch.tensor(SHIFT)
 
     def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         if self.filter is Filter.BOX:  # the host's way costs less than torch's
-            height, width = self.inputs.shape[2:]
-            images = [image_to_network(rgb, (height, width), self.filter) for rgb in images]
+            images = [image_to_network(rgb, self.size, self.filter) for rgb in images]
         with torch.inference_mode():
             tensors = [torch.from_numpy(rgb) for rgb in images]
             put_images(tensors, self.inputs, self._scale, self._shift, filter=self.filter)

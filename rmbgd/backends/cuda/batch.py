@@ -25,6 +25,7 @@ from rmbgd.backends.cuda.postprocess import FINITE, finish_images, job_of
 from rmbgd.backends.cuda.staging import Staging, StagingChunk
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import MatteReport, Region, Work, view
+from rmbgd.imaging.refine import refines
 from rmbgd.imaging.resize import image_to_network
 from rmbgd.models.finish import FinishJob
 
@@ -85,7 +86,8 @@ class BatchRun:
             with self.device.compute_stream():
                 for job in jobs:
                     self._wait_upload(job.matte)
-                finish_images(self.staging.memory, self.network.mattes, jobs, triton=self.network.triton)
+                network = self.network
+                finish_images(self.staging.memory, network.mattes, jobs, inputs=network.inputs, triton=network.triton)
                 done = self.device.record_event()
             self._finished += [(job.matte, done) for job in jobs]
         self._download()
@@ -93,7 +95,9 @@ class BatchRun:
             work = self.batch[index]
             with self.device.compute_stream():
                 matte = self.network.mattes[index].cpu().numpy()
-            finish(view(self.block, work.region), matte, clean=work.clean_edges)
+            slot, size = view(self.block, work.region), self.network.size
+            guide = image_to_network(slot.rgb, size, self.network.filter) if self._refines(work) else None
+            finish(slot, matte, clean=work.clean_edges, guide=guide)
         if self._last is not None:
             self.device.synchronize_event(self._last)
         return [
@@ -155,7 +159,11 @@ class BatchRun:
         if self._chunks[index].evicted and not self._upload(index):
             return None
         self._chunks[index].held = True
-        return job_of(work.region, self._chunks[index].start, index, clean=work.clean_edges)
+        start, refined = self._chunks[index].start, self._refines(work)
+        return job_of(work.region, start, index, clean=work.clean_edges, refined=refined)
+
+    def _refines(self, work: Work) -> bool:
+        return work.refine and refines(self.network.size, work.region.height, work.region.width)
 
     def _download(self) -> None:
         """What is finished, but not images whose mattes are not finite."""

@@ -7,15 +7,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from rmbgd.backends.planes import SCALE, SHIFT
 from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane, Region
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
+from rmbgd.imaging.refine import EXPLAINED, FAINT, FLATNESS, RADIUS
 from rmbgd.models import finish
-from rmbgd.models.finish import FinishJob, Method
+from rmbgd.models.finish import FinishJob, Fitting, Method
 
 SUMMARY = 5  # numbers per matte
 FINITE = 4  # of them the one that says whether all of the matte is finite
 
-METHOD = Method(ITERATIONS, STIFFNESS, SOFTEST, HARDEST)
+FITTING = Fitting(RADIUS, FLATNESS, FAINT, EXPLAINED, SCALE, SHIFT)
+METHOD = Method(ITERATIONS, STIFFNESS, SOFTEST, HARDEST, FITTING)
 
 
 def statistics(mattes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -43,7 +46,7 @@ def coarse_size(height: int, width: int) -> tuple[int, int]:
     return -(-height // step), -(-width // step)
 
 
-def job_of(region: Region, start: int, matte: int, *, clean: bool) -> FinishJob:
+def job_of(region: Region, start: int, matte: int, *, clean: bool, refined: bool = False) -> FinishJob:
     """For an image whose region lies from byte `start` of the buffer on, and for the matte of this index."""
     cleans = clean and region.output is OutputPlane.RGBA8
     return FinishJob(
@@ -55,17 +58,18 @@ def job_of(region: Region, start: int, matte: int, *, clean: bool) -> FinishJob:
         pixel_bytes=OUTPUT_BYTES[region.output],
         matte=matte,
         coarse=coarse_size(region.height, region.width) if cleans else (0, 0),
+        refined=refined,
     )
 
 
 def finish_images(
-    images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], *, gains: Tensor | None = None, triton: bool
+    images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], *, inputs: Tensor | None = None, triton: bool
 ) -> None:
-    """See models.finish.finish_images. `gains` are there if any job is refined."""
+    """See models.finish.finish_images. `inputs` are there if any job is refined."""
     write = finish.finish_images
     if triton:
         from rmbgd.models.kernels.finish import finish_images as write
-    write(images, mattes, mattes if gains is None else gains, jobs, METHOD)
+    write(images, mattes, mattes[:, None] if inputs is None else inputs, jobs, METHOD)
 
 
 def check_kernels(device: torch.device) -> None:
@@ -75,12 +79,15 @@ def check_kernels(device: torch.device) -> None:
     images = torch.zeros(8 * pixels, dtype=torch.uint8, device=device)
     images[: 3 * pixels] = at * at // 64 % 256
     matte = (at[: 48 * 64].view(1, 48, 64) % 64) / 63.0  # soft everywhere
-    job = FinishJob(height, width, 0, -1, 3 * pixels, 4, 0, coarse_size(height, width))
-    found = []
-    for triton in (False, True):
-        images[3 * pixels :] = 0
-        finish_images(images, matte, [job], triton=triton)
-        found.append(images[3 * pixels : 7 * pixels].to(torch.int16))
-    apart = (found[1] - found[0]).abs()
-    if int(apart.max()) > 3 or float((apart > 1).float().mean()) > 1e-3:
-        raise ValueError("the kernels that finish images compute nonsense")
+    grain = (at[: 3 * 48 * 64].view(1, 3, 48, 64) % 7) / 20.0
+    inputs = grain + 2.0 * matte  # so that colours explain most of the matte, and not all
+    for refined in (False, True):
+        job = FinishJob(height, width, 0, -1, 3 * pixels, 4, 0, coarse_size(height, width), refined)
+        found = []
+        for triton in (False, True):
+            images[3 * pixels :] = 0
+            finish_images(images, matte, [job], inputs=inputs, triton=triton)
+            found.append(images[3 * pixels : 7 * pixels].to(torch.int16))
+        apart = (found[1] - found[0]).abs()
+        if int(apart.max()) > 3 or float((apart > 1).float().mean()) > 1e-3:
+            raise ValueError("the kernels that finish images compute nonsense")

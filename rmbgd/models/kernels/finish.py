@@ -1,4 +1,4 @@
-"""From mattes to finished output planes: edge colours, alpha at full size, quantised and packed, a group at a time.
+"""From mattes to finished output planes: edges refined, their colours, alpha quantised and packed, a group at a time.
 
 A table on the device describes the images: one launch serves images of any sizes, and its grid is that of the largest.
 Images and outputs lie in one buffer of bytes, mattes are read where the network wrote them, small levels lie in one
@@ -62,7 +62,7 @@ def _overlap(inner, outer, inner_size, outer_size):
 
 
 @triton.jit
-def _alpha(row, mattes, gains, work, red, green, blue, y, x, height, width, mask):
+def _alpha(row, mattes, fitted, work, red, green, blue, y, x, height, width, mask):
     """Alpha at pixels of the image, 0..1, from the network's matte, or from one that was made smaller, and refined."""
     inner_height, inner_width = tl.load(row + 8).to(tl.int32), tl.load(row + 9).to(tl.int32)
     plane = mattes + tl.load(row + 7)
@@ -71,9 +71,17 @@ def _alpha(row, mattes, gains, work, red, green, blue, y, x, height, width, mask
     top, bottom, down = _between(y, inner_height, height)
     left, right, across = _between(x, inner_width, width)
     alpha = _bilinear(plane, top, bottom, down, left, right, across, inner_width, mask)
-    if tl.load(row + 15) > 0:
-        gain = _bilinear(gains + tl.load(row + 14), top, bottom, down, left, right, across, inner_width, mask)
-        alpha += gain * (0.299 * red + 0.587 * green + 0.114 * blue) / 255.0
+    if tl.load(row + 15) >= 0:
+        fit, step = fitted + tl.load(row + 15), inner_height * inner_width
+        gain = _bilinear(fit, top, bottom, down, left, right, across, inner_width, mask)
+        alpha = _bilinear(fit + 3 * step, top, bottom, down, left, right, across, inner_width, mask) + gain * red
+        gain = _bilinear(fit + step, top, bottom, down, left, right, across, inner_width, mask)
+        alpha += gain * green
+        gain = _bilinear(fit + 2 * step, top, bottom, down, left, right, across, inner_width, mask)
+        alpha += gain * blue
+        least = _bilinear(fit + 4 * step, top, bottom, down, left, right, across, inner_width, mask)
+        greatest = _bilinear(fit + 5 * step, top, bottom, down, left, right, across, inner_width, mask)
+        alpha = tl.minimum(tl.maximum(alpha, least), greatest)
     return tl.clamp(alpha, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
 
@@ -149,7 +157,83 @@ def _shrink(table, mattes, work, height, width, TILE: tl.constexpr, STEP: tl.con
 
 
 @triton.jit
-def _coarse(table, images, mattes, gains, work, BLOCK: tl.constexpr):
+def _colour(inputs, scale, shift, inside):
+    """Levels of one colour that the network saw, less 128."""
+    return _round((tl.load(inputs, mask=inside, other=0).to(tl.float32) - shift) / scale) - 128.0
+
+
+@triton.jit(do_not_specialize=["height", "width", "stride_b", "stride_c", "stride_y", "stride_x", "radius"])
+def _fit(
+    table, inputs, mattes, fitted, height, width, stride_b, stride_c, stride_y, stride_x,
+    scale_red, shift_red, scale_green, shift_green, scale_blue, shift_blue,
+    radius, flatness, faint, explained, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Alpha as a function of colour around each pixel of a matte, and its bounds: planes of floats."""
+    row = table + COLUMNS * tl.program_id(1)
+    if tl.load(row + 15) < 0:
+        return
+    pixels = height * width
+    source = tl.load(row + 14)
+    seen = inputs + source // pixels * stride_b
+    pixel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = pixel < pixels
+    y, x = pixel // width, pixel % width
+    own = tl.load(mattes + source + pixel, mask=inside, other=0)
+    least, greatest = own, own
+    zero = tl.zeros([BLOCK], tl.float32)
+    r, g, b, a = zero, zero, zero, zero
+    rr, rg, rb, gg, gb, bb = zero, zero, zero, zero, zero, zero
+    ra, ga, ba, aa = zero, zero, zero, zero
+    down = -radius
+    while down <= radius:
+        in_y = tl.minimum(tl.maximum(y + down, 0), height - 1)
+        across = -radius
+        while across <= radius:
+            in_x = tl.minimum(tl.maximum(x + across, 0), width - 1)
+            alpha = tl.load(mattes + source + in_y * width + in_x, mask=inside, other=0)
+            place = seen + in_y * stride_y + in_x * stride_x
+            red = _colour(place, scale_red, shift_red, inside)
+            green = _colour(place + stride_c, scale_green, shift_green, inside)
+            blue = _colour(place + 2 * stride_c, scale_blue, shift_blue, inside)
+            r, g, b, a = r + red, g + green, b + blue, a + alpha
+            rr, rg, rb = rr + red * red, rg + red * green, rb + red * blue
+            gg, gb, bb = gg + green * green, gb + green * blue, bb + blue * blue
+            ra, ga, ba, aa = ra + red * alpha, ga + green * alpha, ba + blue * alpha, aa + alpha * alpha
+            near = (down * down <= 1) & (across * across <= 1)
+            least = tl.where(near, tl.minimum(least, alpha), least)
+            greatest = tl.where(near, tl.maximum(greatest, alpha), greatest)
+            across += 1
+        down += 1
+    count = (2 * radius + 1) * (2 * radius + 1)
+    square = count * count
+    rr, rg, rb = (count * rr - r * r) / square, (count * rg - r * g) / square, (count * rb - r * b) / square
+    gg, gb, bb = (count * gg - g * g) / square, (count * gb - g * b) / square, (count * bb - b * b) / square
+    ra, ga, ba = (count * ra - r * a) / square, (count * ga - g * a) / square, (count * ba - b * a) / square
+    aa = (count * aa - a * a) / square
+    # Solved by L D L', as on the host.
+    d0 = rr + flatness
+    l1, l2 = rg / d0, rb / d0
+    d1 = gg + flatness - l1 * l1 * d0
+    l3 = (gb - l1 * l2 * d0) / d1
+    d2 = bb + flatness - l2 * l2 * d0 - l3 * l3 * d1
+    y1 = ga - l1 * ra
+    blue = (ba - l2 * ra - l3 * y1) / d2
+    green = y1 / d1 - l3 * blue
+    red = ra / d0 - l1 * green - l2 * blue
+    share = (red * ra + green * ga + blue * ba) / (aa + faint)
+    counts = tl.minimum(tl.maximum((share - explained) / (1.0 - explained), 0.0), 1.0)
+    offset = (a - red * r - green * g - blue * b) / count - 128.0 * (red + green + blue)
+    out = fitted + tl.load(row + 15) + pixel
+    tl.store(out, counts * red, mask=inside)
+    tl.store(out + pixels, counts * green, mask=inside)
+    tl.store(out + 2 * pixels, counts * blue, mask=inside)
+    tl.store(out + 3 * pixels, own + counts * (offset - own), mask=inside)
+    tl.store(out + 4 * pixels, least, mask=inside)
+    tl.store(out + 5 * pixels, greatest, mask=inside)
+
+
+@triton.jit
+def _coarse(table, images, mattes, fitted, work, BLOCK: tl.constexpr):
     """The finest level: means of the image's whole levels, rounded as OpenCV rounds them, and of alpha at full size."""
     row = table + COLUMNS * tl.program_id(1)
     at, coarse_height, coarse_width = _level(row, 0)
@@ -177,7 +261,7 @@ def _coarse(table, images, mattes, gains, work, BLOCK: tl.constexpr):
             r = tl.load(place, mask=used, other=0).to(tl.float32)
             g = tl.load(place + 1, mask=used, other=0).to(tl.float32)
             b = tl.load(place + 2, mask=used, other=0).to(tl.float32)
-            alpha += share * _alpha(row, mattes, gains, work, r, g, b, in_y, in_x, height, width, used)
+            alpha += share * _alpha(row, mattes, fitted, work, r, g, b, in_y, in_x, height, width, used)
             red, green, blue = red + share * r, green + share * g, blue + share * b
             across += 1
         down += 1
@@ -284,7 +368,7 @@ def _relax(table, work, level, iterations, stiffness, TILE: tl.constexpr, HALO: 
 
 
 @triton.jit
-def _pack(table, images, mattes, gains, work, softest, hardest, BLOCK: tl.constexpr):
+def _pack(table, images, mattes, fitted, work, softest, hardest, BLOCK: tl.constexpr):
     """Output planes: alpha at full size, colours corrected where it is soft, the image's own alpha multiplied in."""
     row = table + COLUMNS * tl.program_id(1)
     height, width = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
@@ -295,12 +379,12 @@ def _pack(table, images, mattes, gains, work, softest, hardest, BLOCK: tl.conste
     inside = pixel < pixels
     y, x = pixel // width, pixel % width
     kind = tl.load(row + 5)
-    wanted = inside & ((kind == 4) | (tl.load(row + 15) > 0))
+    wanted = inside & ((kind == 4) | (tl.load(row + 15) >= 0))
     rgb = images + tl.load(row) + 3 * pixel.to(tl.int64)
     red = tl.load(rgb, mask=wanted, other=0).to(tl.float32)
     green = tl.load(rgb + 1, mask=wanted, other=0).to(tl.float32)
     blue = tl.load(rgb + 2, mask=wanted, other=0).to(tl.float32)
-    alpha = _alpha(row, mattes, gains, work, red, green, blue, y, x, height, width, inside)
+    alpha = _alpha(row, mattes, fitted, work, red, green, blue, y, x, height, width, inside)
     owned = inside & (tl.load(row + 3) >= 0)
     own = tl.load(images + tl.load(row + 3) + pixel, mask=owned, other=255).to(tl.float32)
     out = images + tl.load(row + 4)
@@ -340,7 +424,7 @@ def _level_of(value):
     return _round(tl.minimum(tl.maximum(value, 0.0), 255.0)).to(tl.uint32)
 
 
-def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
+def finish_images(images: Tensor, mattes: Tensor, inputs: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
     """See models.finish.finish_images. Allocates what `FinishJob.working_bytes` says. Raises ValueError for more steps
     than HALO."""
     if method.iterations > HALO:
@@ -357,11 +441,20 @@ def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[
         _shrink[(across, down, count)](table, mattes, work, *size, TILE=SHRINK_TILE, STEP=SHRINK_STEP, num_warps=4)
     block, tile = (INTERPRETED_BLOCK, INTERPRETED_TILE) if triton.knobs.runtime.interpret else (BLOCK, TILE)
     half = block // 2
+    fitted = work
+    if refined := sum(job.fitted(size) for job in jobs):
+        fitted = torch.empty(refined, device=images.device)
+        fitting = method.fitting
+        levels_of = [each for pair in zip(fitting.scale, fitting.shift, strict=True) for each in pair]
+        _fit[(triton.cdiv(size[0] * size[1], half), count)](
+            table, inputs, mattes, fitted, *size, *inputs.stride(), *levels_of,
+            fitting.radius, fitting.flatness, fitting.faint, fitting.explained, BLOCK=half, num_warps=4,
+        )  # fmt: skip
     deepest = max(len(job.levels) for job in jobs)
     levels = [[job.levels[level] for job in jobs if level < len(job.levels)] for level in range(deepest)]
     blocks = [triton.cdiv(max(height * width for height, width in sizes), half) for sizes in levels]
     if levels:
-        _coarse[(blocks[0], count)](table, images, mattes, gains, work, BLOCK=half, num_warps=4)
+        _coarse[(blocks[0], count)](table, images, mattes, fitted, work, BLOCK=half, num_warps=4)
     for level in range(1, deepest):
         _halve[(blocks[level], count)](table, work, level, BLOCK=half, num_warps=4)
     for level in reversed(range(deepest)):
@@ -371,7 +464,7 @@ def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[
             TILE=side, HALO=HALO, num_warps=4 if side == SMALL_TILE else 16,
         )  # fmt: skip
     most = triton.cdiv(max(job.height * job.width for job in jobs), block)
-    _pack[(most, count)](table, images, mattes, gains, work, method.softest, method.hardest, BLOCK=block, num_warps=4)
+    _pack[(most, count)](table, images, mattes, fitted, work, method.softest, method.hardest, BLOCK=block, num_warps=4)
 
 
 def _tiles(height: int, width: int, tile: int) -> int:
@@ -381,14 +474,15 @@ def _tiles(height: int, width: int, tile: int) -> int:
 
 def _table(jobs: Sequence[FinishJob], size: Sequence[int]) -> tuple[Tensor, int]:
     """int64 [n, COLUMNS] on the host, in the order in which the kernels read it; and how many floats they work in."""
-    rows, at = [], 0
+    rows, at, fitted = [], 0, 0
     for job in jobs:
         small, source = job.reduced(size), job.matte * size[0] * size[1]
         levels_at = at + (small[0] * small[1] if small else 0)
         rows.append((
             job.rgb, job.height, job.width, job.source_alpha, job.output, job.pixel_bytes, len(job.levels),
             at if small else source, *(small or size), int(small is not None), levels_at, *job.coarse, source,
-            int(job.refined),
+            fitted if job.refined else -1,
         ))  # fmt: skip
-        at += job.working_bytes(size) // 4
+        at += job.working_bytes(size) // 4 - job.fitted(size)
+        fitted += job.fitted(size)
     return torch.tensor(rows, dtype=torch.int64), at

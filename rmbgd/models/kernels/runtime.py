@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from rmbgd.errors import ModelError
-from rmbgd.models.finish import FinishJob, Method
+from rmbgd.models.finish import FinishJob, Fitting, Method
 from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.layers import KernelLayer
 from rmbgd.models.load import LoadedModel, load_model
@@ -99,7 +99,8 @@ def use_kernels(network: nn.Module, *, triton: bool) -> int:
 
 BATCHES = (1, 2)  # a batch of one is a case of its own to libraries; every other is like two
 IMAGES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
-FINISH = Method(iterations=1, stiffness=0.01, softest=0.0, hardest=1.0)
+FITTING = Fitting(1, 1.0, 1.0, 0.5, scale=(1.0, 1.0, 1.0), shift=(0.0, 0.0, 0.0))
+FINISH = Method(iterations=1, stiffness=0.01, softest=0.0, hardest=1.0, fitting=FITTING)
 
 
 @dataclass(frozen=True)
@@ -146,10 +147,15 @@ def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton
         alpha, finite = mattes(loaded.module, inputs, triton=triton)
         if not bool(finite.all()):
             raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")
-    if triton:  # levels of every tile
+    if triton:  # levels of every tile, and an image that is refined
         finish = importlib.import_module("rmbgd.models.kernels.finish")
-        jobs = [FinishJob(40, 80, 0, -1, 48, 4, 0, (40, 80))]
-        finish.finish_images(torch.zeros(1 << 16, dtype=torch.uint8, device=device), alpha, alpha, jobs, FINISH)
+        height, width = loaded.input_size
+        jobs = [
+            FinishJob(40, 80, 0, -1, 48, 4, 0, (40, 80)),
+            FinishJob(height, width, 0, -1, 0, 1, 0, (0, 0), refined=True),
+        ]
+        planes = torch.zeros(max(1 << 16, 3 * height * width), dtype=torch.uint8, device=device)
+        finish.finish_images(planes, alpha, inputs, jobs, FINISH)
 
 
 def _card(device: str) -> torch.device:

@@ -20,18 +20,19 @@ from tests.support.meta import Count, Kernel
 
 MOST_LAUNCHES = 40  # of an image
 MOST_BYTES = 100  # for each pixel: 0.1 GB a megapixel
-NETWORK = 1024
+NETWORK, SMALL_NETWORK = 1024, 320
 
 
 @pytest.fixture
-def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[int, int]]], tuple[int, float]]:
-    """(launches, bytes a pixel) of a group of images, (height, width) each."""
+def count(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, float]]:
+    """(launches, bytes a pixel) of a group of images, (height, width) each; those of the small network are refined."""
     pytest.importorskip("triton")
     from rmbgd.models.kernels import finish
 
-    def counted(sizes: list[tuple[int, int]]) -> tuple[int, float]:
+    def counted(sizes: list[tuple[int, int]], network: int = NETWORK) -> tuple[int, float]:
         images = [Image(np.empty((*size, 3), np.uint8)) for size in sizes]
-        jobs = [job_of(place, place.offset, 0, clean=True) for place in regions(images)]
+        refined = network == SMALL_NETWORK
+        jobs = [job_of(place, place.offset, 0, clean=True, refined=refined) for place in regions(images)]
         pixels = sum(height * width for height, width in sizes)
         mode = Count()
 
@@ -40,12 +41,13 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[int, int]]], 
             if any(tensor.dtype is torch.uint8 for tensor in given):
                 mode.bytes[name] += planes(name, jobs)
 
-        for name in ("_shrink", "_coarse", "_halve", "_relax", "_pack"):
+        for name in ("_shrink", "_fit", "_coarse", "_halve", "_relax", "_pack"):
             monkeypatch.setattr(finish, name, Kernel(name, note))
         ring = torch.empty(8 * pixels, dtype=torch.uint8, device="meta")
-        mattes = torch.empty((1, NETWORK, NETWORK), device="meta")
+        mattes = torch.empty((1, network, network), device="meta")
+        inputs = torch.empty((1, 3, network, network), dtype=torch.float16, device="meta")
         with mode:
-            finish_images(ring, mattes, jobs, triton=True)
+            finish_images(ring, mattes, jobs, inputs=inputs, triton=True)
         return mode.launches.total(), mode.bytes.total() / pixels
 
     return counted
@@ -65,6 +67,13 @@ def test_an_image_of_any_size_takes_few_launches(count, size):
 @pytest.mark.parametrize("size", [(1024, 1024), (1200, 1600), (3000, 4000), (5000, 6600)])
 def test_an_image_moves_few_bytes(count, size):
     assert count([size])[1] <= MOST_BYTES
+
+
+@pytest.mark.parametrize("size", [(641, 641), (1024, 1024), (1200, 1600), (3000, 4000)])
+def test_refining_takes_one_launch_more(count, size):
+    launches, moved_bytes = count([size], SMALL_NETWORK)
+    assert launches <= min(MOST_LAUNCHES, count([size])[0] + 1)
+    assert moved_bytes <= MOST_BYTES
 
 
 def test_a_group_of_eight_sizes_takes_as_many_launches_as_one_image(count):

@@ -40,7 +40,7 @@ from rmbgd.models.kernels import aspp, finish, head, norm, resize, window
 from rmbgd.models.kernels.runtime import FINISH, use_kernels
 from rmbgd.models.swin import Stage
 
-FINISHING = (finish._shrink, finish._coarse, finish._halve, finish._relax, finish._pack)
+FINISHING = (finish._shrink, finish._fit, finish._coarse, finish._halve, finish._relax, finish._pack)
 KERNELS = (window._attention, aspp._pyramid, head._head, norm._norm, norm._merged, resize._resize, *FINISHING)
 
 # Of one multiprocessor, by capability (CUDA C++ Programming Guide): bytes of shared memory, and threads.
@@ -93,8 +93,10 @@ def launches(capability: int) -> Iterator[Launch]:
     types = dict.fromkeys(("coarse", "x", "stencils", "alpha"), "*fp32") | {"nonfinite": "*i32"}
     constants = {"REACH": 2, "TILE_Y": head.TILE_Y, "TILE_X": head.TILE_X}
     yield Launch("head", head._head, types, constants, {"num_warps": 4})
-    given = {"table": "*i64", "images": "*u8"} | dict.fromkeys(("mattes", "gains", "work"), "*fp32")
-    given |= dict.fromkeys(("stiffness", "softest", "hardest"), "fp32")
+    given = {"table": "*i64", "images": "*u8", "inputs": "*fp16"}
+    given |= dict.fromkeys(("mattes", "fitted", "work"), "*fp32")
+    given |= dict.fromkeys(("stiffness", "softest", "hardest", "flatness", "faint", "explained"), "fp32")
+    given |= {f"{kind}_{colour}": "fp32" for kind in ("scale", "shift") for colour in ("red", "green", "blue")}
     constants = {"STEP": finish.SHRINK_STEP, "HALO": finish.HALO}
     for kernel in FINISHING:
         for tile, warps in ((finish.TILE, 16), (finish.SMALL_TILE, 4)) if kernel is finish._relax else ((16, 4),):
@@ -174,8 +176,9 @@ def compilations() -> dict[str, int]:
             pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))
         for side in (2, 40):
             jobs = [FinishJob(side + image, 50, 0, -1, 0, 4, image, (side, 50 + image)) for image in range(batch)]
-            mattes = torch.zeros(batch, 40, 48)
-            finish.finish_images(torch.zeros(16, dtype=torch.uint8), mattes, mattes, jobs, FINISH)
+            jobs.append(FinishJob(100, 96 + side, 0, -1, 0, 1, 0, (0, 0), refined=True))
+            seen = torch.zeros(batch, 3, 40, 48 + side).half().to(memory_format=torch.channels_last)
+            finish.finish_images(torch.zeros(16, dtype=torch.uint8), seen[:, 0].float(), seen, jobs, FINISH)
         head.head_alpha(ending.coarse(torch.zeros(batch, 64, 16, 16)), inputs, ending.stencils)
     return {kernel.__name__: len(kernel.device_caches[0][0]) for kernel in KERNELS}
 

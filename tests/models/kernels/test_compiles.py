@@ -44,7 +44,7 @@ def run(cache: Path, *words: str) -> list[Any]:
 @pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_fit(tmp_path, capability):
     found = run(tmp_path, str(capability))
-    assert len(found) >= 25
+    assert len(found) >= 26
     for one in found:
         name, kind = one["kernel"].split()[0], one["kernel"].split()[-1]
         assert one["shared"] <= SHARED[capability], one
@@ -60,5 +60,5 @@ def test_one_compilation_serves_every_batch(tmp_path):
     without; the norm four, with a sum and without, of a stream in float32 and in half; the pyramid and the relaxation
     have one for each of their two tiles."""
     network = {"_attention": 2, "_pyramid": 2, "_head": 1, "_norm": 4, "_merged": 1, "_resize": 1}
-    finish = {"_shrink": 1, "_coarse": 1, "_halve": 1, "_relax": 2, "_pack": 1}
+    finish = {"_shrink": 1, "_fit": 1, "_coarse": 1, "_halve": 1, "_relax": 2, "_pack": 1}
     assert [network | finish] == run(tmp_path, "launches")
