@@ -147,13 +147,13 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1630, 14),
+    "": (1640, 14),
     "backends": (2200, 18),
     "bench": (740, 4),
-    "cli": (2950, 23),
+    "cli": (2970, 23),
     "config": (1310, 6),
-    "doctor": (770, 4),
-    "engine": (4010, 20),
+    "doctor": (800, 4),
+    "engine": (4030, 20),
     "imaging": (2760, 16),
     "intake": (2150, 12),
     "models": (4390, 25),
