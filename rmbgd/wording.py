@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 VERDICTS = {"empty": "no subject", "full": "fills the frame"}
 """Of an image that is not ok."""
@@ -31,3 +31,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
     near = difflib.get_close_matches(word, list(known), 1)
     return f"did you mean '{near[0]}'?" if near else ""
+
+
+def computing(facts: Mapping[str, object]) -> str:
+    """What computes a network, in which precision and why: facts of a model in `engine.started`."""
+    runtime = f"{facts['runtime']} {facts.get('runtime_version', '')}".strip()
+    because = facts.get("precision_because")
+    return f"in {runtime}, {facts['precision']}" + (f": {because}" if because else "")

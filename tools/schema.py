@@ -93,6 +93,7 @@ STATUS = {
     "arena_kept": ("count", "bytes that a device has page-locked"),
     "safe_mode": ("table or null", "causes, left_in, waits; null when it is off"),
     "config?": ("text", "configuration file"),
+    "cpu_models?": ("tables", "how the CPU computes each model: runtime, its version, precision, and why that"),
     "recent?": ("list of tables", "the last outcomes, newest first"),
 }
 CUTOUT = {

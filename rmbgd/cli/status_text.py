@@ -10,7 +10,7 @@ from typing import Any
 
 from rmbgd.events import devices_of
 from rmbgd.telemetry.messages import message
-from rmbgd.wording import VERDICTS, duration
+from rmbgd.wording import VERDICTS, computing, duration
 
 PAUSES = {
     "operator": "paused by an operator",
@@ -91,6 +91,7 @@ def rows(record: Mapping[str, Any], now: datetime) -> list[StatusLine]:
         StatusLine("images", _counts(health)),
         StatusLine("device", f"{health['device']}, {state}", _device_mood(state)),
         *_devices(health),
+        *_cpu_models(record.get("cpu_models") or {}),
         *(_folder(name, facts) for name, facts in (record.get("folders") or {}).items()),
         StatusLine("memory", f"{_mib(health['rss_bytes'])}, {_mib(health['arena_bytes'])} of images"),
         *(
@@ -189,6 +190,12 @@ def _devices(health: Mapping[str, Any]) -> Iterator[StatusLine]:
             parts.append(f"next try in {duration(facts['dwell'])}")
         action = f": {facts['operator_action']}" if facts.get("operator_action") else ""
         yield StatusLine(f"- {name}", ", ".join(parts) + action, _device_mood(state))
+
+
+def _cpu_models(models: Mapping[str, Mapping[str, Any]]) -> Iterator[StatusLine]:
+    for name, facts in models.items():
+        if {"runtime", "precision"} <= facts.keys():
+            yield StatusLine("cpu", f"{name} {computing(facts)}")
 
 
 def _device_mood(state: str) -> Mood:

@@ -5,7 +5,9 @@ Torch and the driver are asked in a process of their own, so that neither can ha
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import json
 import os
 import pwd
 import subprocess
@@ -20,10 +22,12 @@ from rmbgd.clock import SystemClock
 from rmbgd.config.extras import EXTRAS, is_installed, missing_extras
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import NODES, ask, not_visible, visible_gpus
+from rmbgd.engine.wiring import PRECISION_FOLDER
 from rmbgd.fs import host_memory
 from rmbgd.paths import DEFAULT_CONFIG
 from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.unit_files import UNIT
+from rmbgd.wording import computing
 
 GIBI = 1 << 30
 OWN_NEED = 1 * GIBI  # bytes beside the arena: two interpreters, torch, the small model
@@ -100,6 +104,7 @@ def check_compute(config: Config) -> Iterator[CheckResult]:
     torch, nvml = ask("torch"), ask("nvml")
     yield judge_torch(config.engine.device, torch, nvml)
     yield judge_gpu(config.engine.device, torch, nvml)
+    yield precision(config)
     yield memory(config)
 
 
@@ -194,6 +199,23 @@ def _nvml_cause(nvml: Mapping[str, Any]) -> tuple[str, str]:
         if text.lower() in str(nvml["text"]).lower():
             return cause
     return f"the NVIDIA driver cannot be asked ({nvml['error']}: {nvml['text']})", ""
+
+
+def precision(config: Config) -> CheckResult:
+    """What computes each model on the CPU, and in which precision: what the last start that measured it has kept."""
+    if (configured := config.engine.precision_used) != "auto":
+        return ok("precision", f"{configured} on the CPU, too: as configured in engine.precision")
+    folder = config.service.state_directory / PRECISION_FOLDER
+    found: dict[str, str] = {}
+    with contextlib.suppress(OSError):
+        for path in sorted(folder.glob("*.json"), key=os.path.getmtime):  # the newest of a model is the last
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                kept = json.loads(path.read_bytes())
+                facts = {**kept["key"], "precision": kept["precision"], "precision_because": kept["because"]}
+                found[str(facts["model"])] = computing(facts)
+    if not found:
+        return ok("precision", "not measured on the CPU yet, or float32, as the processor has no bfloat16 products")
+    return ok("precision", "; ".join(f"{model} {how}" for model, how in found.items()))
 
 
 def memory(config: Config) -> CheckResult:

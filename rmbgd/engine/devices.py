@@ -19,6 +19,7 @@ from rmbgd.errors import EngineLost
 from rmbgd.events import Emit
 
 SIZES = (1, 2, 4, 8, 16)  # assumed while no device has said what it takes
+HOW = ("runtime", "runtime_version", "precision", "precision_because")  # of a model's facts
 
 
 class Stopped(EngineLost):
@@ -100,6 +101,12 @@ class Devices:
             facts["devices"] = {each.device: each.describe() for each in self.supervisors}
         return facts
 
+    def cpu_models(self) -> dict[str, dict[str, object]]:
+        """How the CPU computes each of its models, and why; empty until its worker has started."""
+        last = self.supervisors[-1]
+        models = last.description.models if isinstance(last, CpuSupervisor) and last.description else {}
+        return {name: {key: facts[key] for key in HOW if key in facts} for name, facts in models.items()}
+
     def _state(self) -> str:
         usable, first = self.views.usable_gpus, self._first
         if isinstance(first[0], CpuSupervisor):
@@ -164,6 +171,10 @@ class EngineContext:
     def describe(self) -> dict[str, object]:
         """For the health event. Waits for nothing."""
         return {"state": "starting"} if self.devices is None else self.devices.describe()
+
+    def cpu_models(self) -> dict[str, dict[str, object]]:
+        """As Devices says it; for the status file."""
+        return {} if self.devices is None else self.devices.cpu_models()
 
 
 EngineFactory = Callable[[EngineContext], Devices]

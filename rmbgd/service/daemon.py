@@ -396,6 +396,7 @@ class Service:
             "arena_kept": arena.kept_bytes,
             "channels": channels,
             "engine": engine,
+            "cpu_models": self._engine.cpu_models(),
             "safe_mode": self._life.describe(),
             "config": str(self._config_path),
         }

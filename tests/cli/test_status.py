@@ -65,6 +65,13 @@ def shown(record: dict[str, Any]) -> dict[str, str]:
     return {row.label: row.text for row in rows(record, NOW)}
 
 
+def test_each_model_on_the_cpu_is_said_with_its_precision_and_why() -> None:
+    facts = {"runtime": "openvino", "runtime_version": "2026.4", "precision": "bfloat16"}
+    models = {"u2netp": facts | {"precision_because": "it takes 0.2 s"}, "x": facts, "older": {}}
+    said = [row.text for row in rows(status_record(cpu_models=models), NOW) if row.label == "cpu"]
+    assert said == ["u2netp in openvino 2026.4, bfloat16: it takes 0.2 s", "x in openvino 2026.4, bfloat16"]
+
+
 def test_rows_show_what_a_person_asks_first() -> None:
     said = shown(status_record())
     assert "cuda:0, ready" == said["device"]

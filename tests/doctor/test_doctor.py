@@ -19,7 +19,7 @@ import pytest
 
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
-from rmbgd.config.settings import Folder, ServiceSettings
+from rmbgd.config.settings import EngineSettings, Folder, ServiceSettings
 from rmbgd.doctor import checks, folders, ledger
 from rmbgd.doctor.checks import CheckState
 from rmbgd.engine.device_query import ask
@@ -117,6 +117,40 @@ def test_question_without_an_answer_says_why(monkeypatch: pytest.MonkeyPatch) ->
     assert {"error": "KeyError", "text": "'no such question'"} == ask("no such question")
     monkeypatch.setattr(sys, "executable", "/bin/false")
     assert {"error": "Crash", "text": "the asking process ended with 1"} == ask("torch")
+
+
+def test_what_the_cpu_computes_in_is_read_from_what_was_measured(tmp_path: Path) -> None:
+    """Of each model the newest; what is damaged is left out."""
+    config = Config(service=ServiceSettings(state_directory=tmp_path))
+    assert "not measured on the CPU yet" in checks.precision(config).text
+    (tmp_path / "precision").mkdir()
+    for age, (name, content) in enumerate(
+        {
+            "new": kept("u2netp", "openvino", "bfloat16", "it takes 0.2 s"),
+            "old": kept("u2netp", "torch", "float32", "bfloat16 is not quicker"),
+            "other": kept("/models/x", "torch", "float32", "bfloat16 is off by 9 levels"),
+            "cut": "{",
+            "list": "[]",
+        }.items()
+    ):
+        (tmp_path / "precision" / f"{name}.json").write_text(content)
+        os.utime(tmp_path / "precision" / f"{name}.json", (1000 - age, 1000 - age))
+    found = checks.precision(config)
+    assert found.state == OK
+    assert sorted(found.text.split("; ")) == [
+        "/models/x in torch 1.2, float32: bfloat16 is off by 9 levels",
+        "u2netp in openvino 1.2, bfloat16: it takes 0.2 s",
+    ]
+
+
+def kept(model: str, runtime: str, precision: str, because: str) -> str:
+    key = {"model": model, "runtime": runtime, "runtime_version": "1.2"}
+    return json.dumps({"precision": precision, "because": because, "sha256": "a", "key": key})
+
+
+def test_a_configured_precision_is_the_reason(tmp_path: Path) -> None:
+    config = Config(service=ServiceSettings(state_directory=tmp_path), engine=EngineSettings(precision="float32"))
+    assert checks.precision(config).text == "float32 on the CPU, too: as configured in engine.precision"
 
 
 def test_too_little_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:

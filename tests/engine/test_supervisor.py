@@ -251,6 +251,15 @@ def test_a_process_that_says_so_without_recording_any_is_a_fault_like_others(sim
     assert [worker.backend._on["graphs"] for worker in it.gpus[0].made] == [True, False]
 
 
+def test_how_the_cpu_computes_is_known_once_it_has_started(simulate):
+    it = simulate(gpus=1, warm=False)
+    assert it.context.cpu_models() == {}
+    facts = {"runtime": "torch", "precision": "float32"}
+    it.cpu.description = EngineDescription(ON_CPU, {LESSER: facts | {"sha256": "a"}}, (1,))
+    assert it.context.cpu_models() == {LESSER: facts}
+    assert simulate(gpus=0).context.cpu_models().keys() <= {MODEL}
+
+
 def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
     """It hung while the GPU cooled down and passed its next probe with another process."""
     it = simulate(gpu_plan=LOSES_ONE).well()

@@ -387,7 +387,7 @@ def test_the_seconds_of_a_batch_are_those_of_network_and_finish(make, green, mon
         nonlocal now
         now += len(inputs)
 
-    def finish(images, mattes, jobs, *, triton) -> None:
+    def finish(images, mattes, jobs, *, inputs, triton) -> None:
         nonlocal now
         now += 10 * len(jobs)
 
