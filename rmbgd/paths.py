@@ -46,13 +46,17 @@ LIBRARIES = (
 """Where distributions and containers put the driver's library."""
 
 
+def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
+    """Of what can be made again: the unit's, as systemd names it, or the user's."""
+    home = Path(environ.get("HOME") or os.path.expanduser("~"))
+    own = _base(environ, "XDG_CACHE_HOME", home / ".cache") / "rmbgd"
+    return Path(environ.get(CACHE_DIRECTORY_VARIABLE, "").partition(":")[0] or own)
+
+
 def triton_places(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables by which Triton finds its places, but for those that are set: its compiled kernels, which it loads as
     libraries, so that the place may not forbid that; and the driver's library, for which it asks /sbin/ldconfig."""
-    home = Path(environ.get("HOME") or os.path.expanduser("~"))
-    own = _base(environ, "XDG_CACHE_HOME", home / ".cache") / "rmbgd"
-    cache = Path(environ.get(CACHE_DIRECTORY_VARIABLE, "").partition(":")[0] or own)
-    places = {"TRITON_CACHE_DIR": str(cache / "kernels")}
+    places = {"TRITON_CACHE_DIR": str(cache_directory(environ) / "kernels")}
     if not LDCONFIG.exists():
         folders = (*environ.get("LD_LIBRARY_PATH", "").split(":"), *LIBRARIES)
         found = [folder for folder in folders if os.path.isabs(folder) and os.path.exists(f"{folder}/{LIBCUDA}")]

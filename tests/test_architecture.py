@@ -152,13 +152,13 @@ BUDGET: dict[str, tuple[int, int]] = {
     "": (1690, 14),
     "backends": (2310, 18),
     "bench": (740, 4),
-    "cli": (3160, 24),
+    "cli": (3170, 24),
     "config": (1310, 6),
     "doctor": (800, 4),
     "engine": (4255, 22),
     "imaging": (2900, 17),
     "intake": (2150, 12),
-    "models": (4650, 25),
+    "models": (4760, 26),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
@@ -169,7 +169,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 218, 35_700, 36_650
+MODULES, LINES, TEST_LINES = 219, 35_800, 36_650
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

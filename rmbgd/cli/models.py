@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd.access_rights import become, groups_of
+from rmbgd.cli.parser import between
 from rmbgd.errors import ConfigError, ModelError
 from rmbgd.models import fetch, licences, store
 from rmbgd.models.registry import REGISTRY, ModelEntry, lookup
@@ -72,6 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
         default="auto",
         help="order of image patches, if weights do not state it (default: %(default)s)",
     )
+    text = "build a TensorRT engine in float16 for batches of N instead, which `bench gpu` races; the service uses none"
+    add("--tensorrt", type=between(1, 16), metavar="N", help=text)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -234,9 +237,17 @@ def _path(options: argparse.Namespace) -> int:
 
 
 def _optimize(options: argparse.Namespace) -> int:
-    from rmbgd.models.kernels.runtime import optimise
+    from rmbgd.models.kernels.runtime import card_of, optimise
 
     _become_service()
+    if options.tensorrt:
+        from rmbgd.models import tensorrt_engine
+
+        where = {"card": card_of(options.device), "batch": options.tensorrt, "patch_order": options.patch_order}
+        built = tensorrt_engine.build(options.name, options.models_dir, **where, again=True)
+        print(f"{options.name}: built for batches of {options.tensorrt} in {built.seconds} s")
+        print(f"  {built.path}: {built.bytes / 1e6:.1f} MB")
+        return 0
     how = {"device": options.device, "precision": options.precision, "patch_order": options.patch_order}
     done = optimise(options.name, options.models_dir, **how)
     print(f"{options.name}: {done.layers} layers have kernels; compiled and run in {done.seconds} s")

@@ -16,6 +16,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "openvino": ("openvino", "u2netp on CPUs in half of the time"),
     "report": ("jinja2", "HTML reports"),
     "systemd": ("systemd.daemon", "systemd's own library; the service does without"),
+    "tensorrt": ("tensorrt", "a rival of the GPU engine, for measuring"),
     "transformers": ("transformers", "rmbgd.models.hf"),
 }
 

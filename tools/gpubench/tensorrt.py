@@ -1,15 +1,13 @@
 """TensorRT as a competitor: the same network, exported to ONNX with its deformable convolutions, in float16.
 
-Builds an engine on this card, which takes a minute or more, and times it with its inputs and outputs on the device. The
-network alone: what the service adds is measured in the waterfall. Where TensorRT is not installed, the row says so.
+Takes the engine that `rmbgd models optimize --tensorrt` built, or builds it, which takes a minute or more; and times it
+with its inputs and outputs on the device. The network alone: what the service adds is measured in the waterfall. Where
+TensorRT is not installed, the row says so.
 """
 
 from __future__ import annotations
 
-import importlib
-import time
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,25 +15,25 @@ import torch
 from PIL import Image
 
 from rmbgd.bench.samples import drawn
-from rmbgd.models.onnx_export import export_onnx
+from rmbgd.errors import ConfigError
+from rmbgd.models import tensorrt_engine
 from tools.gpubench.accuracy import compared
 from tools.gpubench.networks import choose_device, float32_products, normalised, ours, timed
 from tools.gpubench.plan import Answer, Plan
 
 STEP = "TensorRT float16, the network alone"
-WORKSPACE = 8 << 30  # bytes of the device that its tactics may take
 
 
 def measure(plan: Plan, answer: Answer) -> None:
     for batch in plan.small_and_large:
         row = {"step": STEP, "type": "float16", "batch": batch}
-        with answer.or_error(row, ImportError, RuntimeError):
+        with answer.or_error(row, ImportError, RuntimeError, ConfigError):
             if not plan.is_gpu:
                 raise RuntimeError("TensorRT needs a GPU")
             choose_device(plan)
-            began = time.monotonic()
-            engine = built(plan, batch)
-            seconds = time.monotonic() - began
+            source, card = str(plan.weights), torch.device(plan.device)
+            built = tensorrt_engine.build(source, plan.weights, card=card, batch=batch, patch_order=plan.patch_order)
+            engine = tensorrt_engine.load(built.path)
             images = drawn(batch, plan.side)
             x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side) for image in images]).to(plan.device)
             run, logits = bound(engine, x)
@@ -45,39 +43,7 @@ def measure(plan: Plan, answer: Answer) -> None:
                 network = ours(plan, torch.float32)
                 reference = torch.cat([network(one[None]) for one in x])[:, 0].float().cpu().numpy()
             off = compared(np.asarray(logits.float().cpu().numpy())[:, 0], np.asarray(reference))
-            answer.row(row | {"ms": milliseconds, "build_seconds": seconds} | off)
-
-
-def built(plan: Plan, batch: int) -> Any:
-    """An engine for batches of exactly `batch`. Raises ImportError without TensorRT, RuntimeError with its words."""
-    trt: Any = importlib.import_module("tensorrt")
-    said: list[str] = []
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                said.append(message)
-
-    if not hasattr(trt.BuilderFlag, "FP16"):
-        raise RuntimeError(f"TensorRT {trt.__version__} chooses no types itself: install tensorrt 10")
-    path = Path(plan.work, f"network-{batch}.onnx")
-    export_onnx(str(plan.weights), Path(plan.work), path, batch=batch, patch_order=plan.patch_order)
-    log = Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(path)):
-        raise RuntimeError("; ".join(str(parser.get_error(index)) for index in range(parser.num_errors)) or said[-1])
-    config = builder.create_builder_config()
-    config.set_flag(trt.BuilderFlag.FP16)
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    plan_bytes = builder.build_serialized_network(network, config)
-    if plan_bytes is None:
-        raise RuntimeError(said[-1] if said else "TensorRT built nothing and said nothing")
-    return trt.Runtime(log).deserialize_cuda_engine(plan_bytes)
+            answer.row(row | {"ms": milliseconds, "build_seconds": built.seconds} | off)
 
 
 def bound(engine: Any, x: torch.Tensor) -> tuple[partial[object], torch.Tensor]:

@@ -117,7 +117,7 @@ def optimise(source: str, models: Path, *, device: str, precision: str, patch_or
 
     Raises ModelError: no CUDA device, kernels that do not compile there, or a model that is not here.
     """
-    card = _card(device)
+    card = card_of(device)
     torch.cuda.set_device(card)  # Triton launches on the current one
     os.environ |= triton_places()
     directory = Path(os.environ["TRITON_CACHE_DIR"])
@@ -158,7 +158,8 @@ def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton
         finish.finish_images(planes, alpha, inputs, jobs, FINISH)
 
 
-def _card(device: str) -> torch.device:
+def card_of(device: str) -> torch.device:
+    """Raises ModelError where there is no such GPU."""
     card = torch.device(device)
     if card.type != "cuda" or not torch.cuda.is_available():
         raise ModelError("optimize: there is no CUDA device here; without one there is nothing to compile")
