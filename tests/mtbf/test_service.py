@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from tests.mtbf.test_html import Tags
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import sample_image
 from tests.support.mounts import false_clock
+from tests.support.pages import Tags
 from tests.support.service import ServiceUnderTest
 
 pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]

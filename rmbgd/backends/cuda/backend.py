@@ -193,8 +193,7 @@ class CudaBackend:
         try:
             run.compute()
             return run.finish()
-        except BaseException:
-            # Copies into the arena may still be under way, and its memory may soon be leased to other images.
+        except BaseException:  # whatever ends the batch: copies may still be under way into memory that is lent again
             with suppress(RuntimeError):
                 run.device.synchronize()
             run.staging.clear()
