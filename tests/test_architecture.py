@@ -149,11 +149,11 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1690, 14),
+    "": (1790, 14),
     "backends": (2310, 18),
     "bench": (740, 4),
     "cli": (3170, 24),
-    "config": (1310, 6),
+    "config": (1450, 6),
     "doctor": (800, 4),
     "engine": (4255, 22),
     "imaging": (2900, 17),
@@ -169,7 +169,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 219, 35_800, 36_650
+MODULES, LINES, TEST_LINES = 219, 36_050, 36_850
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
