@@ -24,8 +24,8 @@ from rmbgd.config.settings import MEBI, Recipe, percent
 from rmbgd.errors import ConfigError, Exit, explain
 from rmbgd.events import Emit
 from rmbgd.models import licences, store
-from rmbgd.naming import EXTENSIONS
-from rmbgd.service.destination import FORMATS, STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
+from rmbgd.naming import EXTENSIONS, FORMATS
+from rmbgd.service.destination import STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
 from rmbgd.wording import VERDICTS, printable
 
 NAMES_SHOWN = 3  # of images without a subject, in the summary
