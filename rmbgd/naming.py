@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import posixpath
 import re
+import string
 from collections.abc import Iterator
+from datetime import date
 
 NAME_MAXIMUM = 255  # bytes of one path component, on every local file system of Linux
 CLAIM_FOLDER = ".rmbgd"
@@ -19,6 +21,12 @@ SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256",
 
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 """Of outputs, by the recipe's format."""
+
+FORMATS = {".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".jpg": "jpeg", ".jpeg": "jpeg"}
+"""Of the suffixes that a template may end in."""
+
+FIELDS = ("dir", "stem", "name", "date", "subject", "size")
+"""Of templates for files of a set."""
 
 _LATER = re.compile(r"(?<=[^/])_(jpe?g|png|webp|tiff?|bmp|gif|avif|hei[cf])?$", re.IGNORECASE)
 """What output_names adds to a stem that is taken, of suffixes that images have."""
@@ -53,6 +61,96 @@ def output_names(relative_path: str, extension: str) -> tuple[str, str]:
     stem, own = posixpath.splitext(name)
     later = f"{stem}_{own[1:]}" if len(own) > 1 else f"{stem}_"
     return posixpath.join(folder, fit(stem + extension)), posixpath.join(folder, fit(later + extension))
+
+
+def fields_of(template: str) -> list[str]:
+    """The fields of a template, in order. Raises ValueError where it is none."""
+    return [field for _, field, _, _ in _parts(template) if field is not None]
+
+
+def format_of(template: str) -> str:
+    """The format that the suffix of a template says, or ""."""
+    return FORMATS.get(posixpath.splitext(template)[1].lower(), "")
+
+
+def check_template(template: str) -> str:
+    """The template, of a path below the output that no image's name can lead out of it. Raises ValueError."""
+    fields = fields_of(template)
+    if unknown := [field for field in fields if field not in FIELDS]:
+        raise ValueError(f"{template!r}: no field {{{unknown[0]}}}; there are {', '.join(f'{{{f}}}' for f in FIELDS)}")
+    if not {"stem", "name"} & set(fields):
+        raise ValueError(f"{template!r} gives all images one name; put {{stem}} or {{name}} into it")
+    if template.startswith("/") or "\0" in template:
+        raise ValueError(f"{template!r} is no path below the output; begin it with {{dir}} or a folder's name")
+    shown = _filled(template, "dir/photo.png", False, date(2026, 1, 31), "1", "1x1").split("/")
+    if any(part in ("", ".", "..") for part in shown):
+        raise ValueError(f"{template!r} has a folder that is empty, '.' or '..'; it must stay below the output")
+    if any(part.startswith(".") for part in shown):
+        raise ValueError(f"{template!r} would be hidden: a name begins with a dot; leave it out")
+    suffix = posixpath.splitext(shown[-1])[1].lower()
+    if suffix in SIDECARS or suffix == _TEMPORARY_SUFFIX:
+        raise ValueError(f"{template!r} ends in {suffix}, which is not an image's suffix; leave it out")
+    return template
+
+
+def expand(
+    template: str,
+    relative_path: str,
+    extension: str,
+    *,
+    when: date,
+    subject: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> tuple[str, str]:
+    """Paths that a template gives for an image: plain, and later, where another image came first (as `output_names`).
+
+    extension  with its dot; added unless the template ends in a suffix of its own
+    size       width and height of the file, px
+    """
+    sized = "" if size is None else f"{size[0]}x{size[1]}"
+    ending = "" if format_of(template) else extension
+
+    def named(*, later: bool) -> str:
+        filled = _filled(template, relative_path, later, when, "" if subject is None else str(subject), sized)
+        return posixpath.join(*(fit(part) for part in (filled + ending).split("/")))
+
+    return named(later=False), named(later=True)
+
+
+def may_be_equal(one: str, form: str, other: str, other_form: str) -> bool:
+    """Do two templates give one path for some image? {size} is taken for equal, as two files may have one."""
+
+    def sample(template: str, form: str) -> set[str]:
+        day = date(2026, 1, 31)
+        return {
+            expand(template, "dir/photo.tga", EXTENSIONS[form], when=day, subject=subject, size=(1, 1))[0]
+            for subject in (1, 2)
+        }
+
+    return not sample(one, form).isdisjoint(sample(other, other_form))
+
+
+def _parts(template: str) -> list[tuple[str, str | None, str, str | None]]:
+    try:
+        parts = [(text, field, spec or "", how) for text, field, spec, how in string.Formatter().parse(template)]
+    except ValueError as error:
+        raise ValueError(f"{template!r} is no template: {str(error).lower()}; write {{{{ for a brace") from None
+    for _, field, spec, how in parts:
+        if how is not None or (spec and field != "date") or "{" in spec:
+            raise ValueError(f"{template!r}: only {{date:...}} takes more than its name, like {{date:%Y-%m-%d}}")
+    return parts
+
+
+def _filled(template: str, relative_path: str, later: bool, when: date, subject: str, size: str) -> str:
+    folder, name = posixpath.split(relative_path)
+    stem, own = posixpath.splitext(name)
+    values = {"dir": folder, "stem": stem, "name": name, "subject": subject, "size": size}
+    if later:
+        values["stem"] = f"{stem}_{own[1:]}"
+    return "".join(
+        text + ("" if field is None else when.strftime(spec or "%Y-%m-%d") if field == "date" else values[field])
+        for text, field, spec, _ in _parts(template)
+    )
 
 
 def version_of(path: str, number: int) -> str:

@@ -26,6 +26,7 @@ MAY_USE: dict[str, set[str]] = {
     "store": BASE,
     "telemetry": BASE | {"config"},
     "imaging": BASE | {"config"},
+    "deliver": BASE | {"config", "imaging"},
     "models": BASE,
     "mtbf": {"errors", "events", "fs", "page", "wording"},
     "report": BASE | {"config", "store", "imaging", "telemetry"},
@@ -33,7 +34,7 @@ MAY_USE: dict[str, set[str]] = {
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
-    "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
+    "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
     "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
@@ -149,14 +150,15 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1700, 14),
+    "": (1800, 14),
     "backends": (2310, 18),
     "bench": (740, 4),
     "cli": (3170, 24),
-    "config": (1310, 6),
+    "deliver": (700, 5),
+    "config": (1450, 6),
     "doctor": (800, 4),
     "engine": (4255, 22),
-    "imaging": (2900, 17),
+    "imaging": (3050, 18),
     "intake": (2150, 12),
     "models": (4760, 26),
     "mtbf": (2150, 10),
@@ -169,7 +171,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 220, 36_350, 36_700
+MODULES, LINES, TEST_LINES = 226, 37_200, 38_200
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -20,7 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from rmbgd.cli.main import COMMANDS, build_parser
 from rmbgd.config.load import Config
-from rmbgd.config.settings import Folder, Recipe
+from rmbgd.config.settings import Deliverable, Folder, Look, Recipe
 from rmbgd.errors import EXIT_TEXT, REASON_TEXT
 from rmbgd.events import ENVELOPE, EVENTS
 from tools import schema
@@ -60,12 +60,19 @@ def default_toml() -> str:
         for setting, field in model.model_fields.items():
             bounds = unit_and_bounds(field)
             blocks += [_comment(f"{field.description} [{bounds}]" if bounds else str(field.description))]
+            if is_array_of_tables(field):
+                blocks += [f"# [[{heading.strip('[]')}.{setting}]]"]
+                continue
             value = EXAMPLES.get(f"{name}.{setting}", field.default)
             if value is PydanticUndefined:
                 raise LookupError(f"{name}.{setting} has no default: add an example to EXAMPLES")
             # None is not set, and TOML has no word for that.
             blocks += [f"# {setting} =" if value is None else f"{setting} = {toml_value(value)}"]
     return "\n".join(blocks) + "\n"
+
+
+def is_array_of_tables(field: FieldInfo) -> bool:
+    return any(isinstance(each, type) and issubclass(each, BaseModel) for each in get_args(field.annotation))
 
 
 def toml_value(value: Any) -> str:
@@ -130,11 +137,14 @@ def _settings() -> Iterator[str]:
         "One TOML file, `/etc/rmbgd/rmbgd.toml`; [config/rmbgd.toml](../config/rmbgd.toml) holds every setting at its "
         "default. `[recipe.NAME]` and `[[folder]]` may be repeated. An unknown setting is an error."
     )
-    for _, heading, model in sections():
+    tables: list[tuple[str, str, type[BaseModel]]] = [*sections(), ("", "[[recipe.NAME.deliver]]", Deliverable)]
+    for _, heading, model in tables:
         yield f"### `{heading}`" + (", advanced" if heading == "[health]" else "")
         yield first_paragraph(model)
         rows = []
         for setting, field in model.model_fields.items():
+            if model is Deliverable and setting in Look.model_fields:
+                continue
             default = field.default
             shown = (
                 "none"

@@ -24,12 +24,13 @@ from rmbgd.config.settings import MEBI, Recipe, percent
 from rmbgd.errors import ConfigError, Exit, explain
 from rmbgd.events import Emit
 from rmbgd.models import licences, store
-from rmbgd.naming import EXTENSIONS
-from rmbgd.service.destination import FORMATS, STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
+from rmbgd.naming import EXTENSIONS, FORMATS
+from rmbgd.service.destination import STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
 from rmbgd.wording import VERDICTS, printable
 
 NAMES_SHOWN = 3  # of images without a subject, in the summary
 ABOUT_MODEL = ("model", "patch_order", "model_sha256")
+SETTINGS = [name for name in Recipe.model_fields if name not in ("deliver", "review_below")]  # those an option can say
 
 
 def number(text: str) -> Any:
@@ -53,7 +54,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.add_argument("--recipe", default="default", metavar="NAME", help="a recipe of that file (default: default)")
     recipe = parser.add_argument_group("output", "what comes out; each option replaces a setting of the recipe")
     model = parser.add_argument_group("model", "what computes it, and where")
-    for name in sorted(Recipe.model_fields, key=lambda name: name in ABOUT_MODEL):
+    for name in sorted(SETTINGS, key=lambda name: name in ABOUT_MODEL):
         _add_setting(model if name in ABOUT_MODEL else recipe, name)
     model.add_argument("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
     about = 'device to compute on: "auto", "cpu", "cuda" or "cuda:N" (default: auto)'
@@ -75,7 +76,8 @@ def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
         choices = get_args(field.annotation)
         add(type=type(choices[0]), choices=choices)
     elif get_origin(field.annotation) is list:
-        add(type=lambda text: [word for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
+        entry: Callable[[str], object] = str if shown else number  # names, or shares
+        add(type=lambda text: [entry(word) for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
     else:
         add(type=NUMBERS.get(field.annotation, str), metavar=name.rpartition("_")[2].upper())
 
@@ -93,7 +95,7 @@ def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Conf
     """The configuration and the recipe that the options ask for, in format `form` where they say nothing of it. Raises
     ConfigError with every problem."""
     asked = {
-        "recipe": {name: getattr(options, name) for name in Recipe.model_fields},
+        "recipe": {name: getattr(options, name) for name in SETTINGS},
         "engine": {"device": options.device},
         "service": {"models_directory": options.models_dir and options.models_dir.absolute()},
     }

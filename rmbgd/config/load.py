@@ -5,7 +5,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 
@@ -19,6 +19,7 @@ from rmbgd.config.settings import (
     HookSettings,
     IntakeSettings,
     LimitSettings,
+    Look,
     Name,
     PipelineSettings,
     Recipe,
@@ -39,6 +40,7 @@ __all__ = [
     "HookSettings",
     "IntakeSettings",
     "LimitSettings",
+    "Look",
     "PipelineSettings",
     "Recipe",
     "ServiceSettings",
@@ -85,15 +87,20 @@ class Config(Settings):
                 names = (folder.recipe, first)
                 places = [("recipe", name, key) for name in names for key in ("patch_order", "model")]
                 yield places, f"{text} '{recipe.model}'; one file has one order"
+            if folder.review is None and any(recipe.review_below or look.preset for look in recipe.looks):
+                text = f"is missing: recipe '{folder.recipe}' sends images to people; name a directory for them"
+                yield [("folder", number, "review")], text
         limits = self.limits
         for name, recipe in self.recipe.items():
-            sides = [int(side) for side in recipe.canvas.split("x")] if recipe.canvas else [0, 0]
-            if sides[0] * sides[1] > limits.pixels or max(sides) > limits.side:
-                text = f"{recipe.canvas} is beyond limits.pixels = {limits.pixels} or limits.side = {limits.side}"
-                yield (
-                    [("recipe", name, "canvas"), ("limits", "pixels"), ("limits", "side")],
-                    f"{text}: make it smaller, or raise the limit",
-                )
+            tables: list[Location] = [(), *(("deliver", number) for number in range(len(recipe.deliver)))]
+            for place, look in zip(tables, (recipe, *recipe.deliver), strict=True):
+                sides = [int(side) for side in look.canvas.split("x")] if look.canvas else [0, 0]
+                if sides[0] * sides[1] > limits.pixels or max(sides) > limits.side:
+                    text = f"{look.canvas} is beyond limits.pixels = {limits.pixels} or limits.side = {limits.side}"
+                    yield (
+                        [("recipe", name, *place, "canvas"), ("limits", "pixels"), ("limits", "side")],
+                        f"{text}: make it smaller, or raise the limit",
+                    )
         # rgb 3 + source alpha 1 + rgba 4 bytes a pixel, and some alignment
         largest, arena = 8 * limits.pixels + 4096, self.pipeline.arena_bytes
         if arena < largest:
@@ -198,10 +205,16 @@ def _usable(model: Any, content: object, where: Location, mistakes: list[Mistake
     """An instance of `model` with what can be used of `content`; the rest is added to `mistakes`."""
     fields = model.model_fields
     if isinstance(content, Mapping):
+        content, whole = dict(content), set()
+        for name, inner in _arrays_of_tables(model):
+            if isinstance(tables := content.get(name), list):
+                content[name] = [_usable(inner, each, (*where, name, n), mistakes) for n, each in enumerate(tables)]
+                whole |= {(name, n) for n in range(len(tables))}
         try:
             return model.model_validate(content)
         except ValidationError as error:
-            entries = [entry for entry in error.errors() if entry["loc"]]  # the others are contradictions
+            # Those of a whole table are its contradictions.
+            entries = [entry for entry in error.errors() if entry["loc"] and entry["loc"] not in whole]
         mistakes += [mistake for entry in entries for mistake in mistakes_of(entry, where, fields)]
         wrong = {str(entry["loc"][0]) for entry in entries}
     else:
@@ -215,6 +228,13 @@ def _usable(model: Any, content: object, where: Location, mistakes: list[Mistake
     )
     _contradictions(usable, where, mistakes)
     return usable
+
+
+def _arrays_of_tables(model: Any) -> Iterator[tuple[str, type[Settings]]]:
+    for name, field in model.model_fields.items():
+        for inner in get_args(field.annotation):
+            if get_origin(field.annotation) is list and isinstance(inner, type) and issubclass(inner, Settings):
+                yield name, inner
 
 
 def _contradictions(settings: Settings, where: Location, mistakes: list[Mistake]) -> None:
@@ -244,7 +264,7 @@ def overlay(
 
     def over(settings: Settings, table: str) -> dict[str, Any]:
         given = {name: value for name, value in options.get(table, {}).items() if value is not None}
-        return settings.model_dump() | given
+        return settings.model_dump(exclude_unset=True) | given
 
     merged: dict[str, Any] = {table: over(getattr(base, table), table) for table in tables}
     merged["recipe"] = {recipe: over(base.recipe.get(recipe, Recipe()), "recipe")}

@@ -95,8 +95,10 @@ def _names(location: Location, tables: Mapping[str, Any]) -> tuple[str, str]:
             content = tables.get("folder")
             name = content[number].get("name") if isinstance(content, list) and _is_table(content, number) else None
             table = f'[[folder]] "{name}"' if isinstance(name, str) else f"[[folder]] number {number + 1}"
-        case ("recipe", name, *rest):
-            table = f"[recipe.{name}]"
+        case ("recipe" | "preset" as kind, name, str(array), int(number), *rest):
+            table = f"[[{kind}.{name}.{array}]] number {number + 1}"
+        case ("recipe" | "preset" as kind, name, *rest):
+            table = f"[{kind}.{name}]"
         case (name, *rest):
             table = f"[{name}]"
         case _:
@@ -125,6 +127,10 @@ def no_table(location: Location) -> Mistake:
     match location:
         case ("folder", *_):
             text = "write [[folder]] with two brackets above the settings of each folder: there may be several"
+        case ("recipe" | "preset" as kind, name, str(array), *_):
+            text = f"write [[{kind}.{name}.{array}]] with two brackets above the settings of each: there may be several"
+        case ("preset", *_):
+            text = "write [preset.NAME] above the settings of a preset"
         case ("recipe", *_):
             text = "write [recipe.NAME] above the settings of a recipe, such as [recipe.default]"
     return Mistake(location, text, key=True)

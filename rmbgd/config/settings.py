@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic_core import PydanticKnownError
 
+from rmbgd import naming as names
+
 KIBI, MEBI = 1 << 10, 1 << 20
 UNCHECKED = {"contradictions": "left to the caller"}  # context of a validation that looks at each setting by itself
 
@@ -122,6 +124,7 @@ Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(check_name)]
+Template = Annotated[str, AfterValidator(names.check_template)]
 Hook = Annotated[list[str] | str, BeforeValidator(_hook)]
 
 
@@ -395,27 +398,19 @@ class HookSettings(Settings):
         reason="a command that takes longer is killed, so that the next one can run")
 
 
-class Recipe(Settings):
-    """What comes out."""
+class Look(Settings):
+    """How one file looks: format, colours, size, and the place of the subject."""
 
-    model: str = setting("u2netp",
-        reason="network to use: a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
-    patch_order: Literal["auto", "channel_first", "tile_first"] = setting("auto",
-        reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
-    model_sha256: Digest = setting("", unit="hex digits",
-        reason="refuse a model whose file has another SHA-256; empty: the registry's digest if there is one. The digest is always logged")
+    preset: str = setting("",
+        reason="take settings and rules of a marketplace from here (rmbgd presets list); what is set beside it goes first, and a file that fails a rule goes to the folder's review directory")
     format: Literal["png", "webp", "tiff", "jpeg"] = setting("png",
         reason="file format; png is lossless and every tool reads it; jpeg is the smallest and has no transparency")
-    content: Literal["rgba", "mask", "colour"] = setting("rgba",
-        reason="rgba: transparent cutout (jpeg cannot hold one, so there it is the same as colour); mask: alpha alone; colour: on a background colour")
+    content: Literal["rgba", "mask", "colour", "foreground"] = setting("rgba",
+        reason="rgba: transparent cutout (jpeg cannot hold one, so there it is the same as colour); mask: alpha alone; colour: on a background colour; foreground: colours multiplied by alpha on black, for compositing with a mask (tiff holds the alpha as well)")
     mask_bits: Annotated[Literal[8, 16], BeforeValidator(_whole)] = setting(8, unit="bits",
         reason="bits per pixel of a mask; 16 (PNG, TIFF) keeps every step of a soft edge")
     background: Colour = setting("#ffffff",
         reason="background colour when content is colour or format is jpeg: #rrggbb, #rgb or a CSS name; exact to the value, in jpeg as near as it can")
-    edge_colours: Literal["clean", "keep"] = setting("clean",
-        reason="colours of half-transparent pixels: clean removes the old background from them; keep leaves the photo's")
-    refine: Literal["auto", "off"] = setting("auto",
-        reason="alpha's edges in an image that is more than twice as long or as wide as a network of at most 320 pixels: auto lets them follow the image's own; off leaves them as soft as the network's")
     hidden_colours: Literal["zero", "keep"] = setting("zero",
         reason="colours under full transparency: zero makes them black; keep leaves the photo's, which nobody sees and which double the file")
     png_level: int = setting(2, unit="level", ge=0, le=3,
@@ -424,12 +419,117 @@ class Recipe(Settings):
     webp_lossless: bool = setting(True, reason="write WebP without loss, as a cutout is usually processed further")
     jpeg_quality: int = setting(90, unit="quality", ge=1, le=100,
         reason="quality of JPEG; colours are never subsampled, as that blurs edges; 95 is a third larger and looks the same")
+    bytes_maximum: int = setting(0, unit="bytes", ge=0, le=1 << 32,
+        reason="largest file, of jpeg and lossy webp: their quality is lowered until it fits; 0: no limit")
+    clipping_path: bool = setting(False,
+        reason="add the subject's outline as a clipping path, which layout programs cut by; tiff and jpeg")
+    colour_space: Literal["keep", "srgb"] = setting("keep",
+        reason="keep leaves colours and profile as they came; srgb converts them and says so in the file, as shops ask for")
+    dpi: int = setting(0, unit="dots per inch", ge=0, le=9600, reason="resolution that the file states; 0: the image's own")
     crop: bool = setting(False,
         reason="crop to the subject's bounding box (alpha of 10 and more), with crop_margin around it")
     crop_margin: Share = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
         reason='space to leave around a cropped subject, as marketplaces ask for; 0.05 or "5%"')
     canvas: Size = setting("", unit="pixels",
         reason='fit the image into this size, e.g. "2000x2000"; empty keeps its own')
+    longest_side: int = setting(0, unit="pixels", ge=0, le=65_535,
+        reason="make a larger image smaller, to this longer side; 0: keep its size")
+    fill: Share = setting(0.0, unit="share of the frame", ge=0, le=1,
+        reason="scale so that the subject's box takes this share of the canvas, in height or width, whichever is more; marketplaces ask for 0.85; 0: off")
+    margins: Annotated[list[Share], Field(max_length=4)] = setting([], unit="shares of the frame",
+        reason="instead of fill: space at least left free at the top, right, bottom and left of the canvas, like [0.05, 0.05, 0.1, 0.05]")
+    align: Literal["centre", "bottom"] = setting("centre",
+        reason="where the subject stands within fill or margins; bottom puts all images of a row on one line")
+    straighten: float = setting(0.0, unit="degrees", ge=0, le=45,
+        reason="turn an oblong subject upright if it leans by no more than this; 0: never")
+    enlarge_maximum: float = setting(1.0, unit="times", ge=1, le=100,
+        reason="an image enlarged by more has the note `enlarged`, as it is blurred; presets may make a rule of it")
+    shadow: Literal["off", "contact", "cast"] = setting("off",
+        reason="make a shadow: contact under the subject, or cast by the light; drawn from alpha, the same each time")
+    shadow_opacity: Share = setting(0.35, unit="share of black", ge=0, le=1, reason="darkest part of the shadow")
+    shadow_size: Share = setting(0.08, unit="of the box's longer side", gt=0, le=1,
+        reason="how far a contact shadow spreads, and how soft a cast one is")
+    light: float = setting(120.0, unit="degrees", ge=0, le=180,
+        reason="where the light comes from, for a cast shadow: 0 right, 90 above, 180 left")
+
+    def contradictions(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
+        """With a preset, only what results of both can contradict itself: that is looked at where it is resolved."""
+        if not self.preset:
+            yield from self.faults()
+
+    def faults(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
+        if self.content == "mask" and self.mask_bits == 16 and self.format in ("webp", "jpeg"):
+            text = f'"{self.format}" holds 8 bits only; use "png" or "tiff" for a 16-bit mask'
+            yield [("format",), ("mask_bits",), ("content",)], text
+        if self.clipping_path and self.format not in ("tiff", "jpeg"):
+            yield [("clipping_path",), ("format",)], f'"{self.format}" holds no clipping path; use "tiff" or "jpeg"'
+        lossy = self.format == "jpeg" or (self.format == "webp" and not self.webp_lossless)
+        if self.bytes_maximum and not lossy:
+            text = "no quality can be lowered; use jpeg, or webp with webp_lossless = false"
+            yield [("bytes_maximum",), ("format",), ("webp_lossless",)], f'in "{self.format}" {text}'
+        placed = "fill" if self.fill else "margins"
+        if (self.fill or self.margins) and not self.canvas:
+            text = f'{placed} needs a frame; set canvas, like "2000x2000"'
+            yield [(placed,), ("canvas",)], text
+        if self.fill and self.margins:
+            yield [("margins",), ("fill",)], "margins and fill both say how large the subject is; drop one"
+        if self.margins and (
+            len(self.margins) != 4 or max(sum(self.margins[::2]), sum(self.margins[1::2])) >= 1 or min(self.margins) < 0
+        ):
+            text = "write four shares, top, right, bottom, left, that leave room between opposite sides"
+            yield [("margins",)], text
+        if self.crop and (self.fill or self.margins):
+            yield [("crop",), (placed,)], f"{placed} crops already; drop crop"
+        if self.longest_side and self.canvas:
+            yield [("longest_side",), ("canvas",)], "canvas gives the size already; drop one"
+        if self.straighten and not (self.fill or self.margins):
+            yield [("straighten",)], "is done as the subject is placed; set fill or margins as well"
+        if self.shadow != "off" and self.content in ("mask", "foreground"):
+            yield [("shadow",), ("content",)], f'content = "{self.content}" has no room for one; drop it'
+
+    @property
+    def flat(self) -> bool:
+        """Is the cutout laid on the background colour?"""
+        return self.content == "colour" or (self.format == "jpeg" and self.content == "rgba")
+
+
+class Deliverable(Look):
+    """One of several files of each image, published together or not at all; also takes all of `preset` to `light`."""
+
+    path: Template = setting(
+        reason="where it goes, below the output: {dir}, {stem}, {name} (with suffix), {date:%Y-%m-%d}, {subject} and {size} are replaced; a suffix that is missing is added, and one that is there settles the format")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _format_of_the_path(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "format" not in given and isinstance(given.get("path"), str):
+            form = names.format_of(given["path"])
+            return given | {"format": form} if form else given
+        return given
+
+
+class Recipe(Look):
+    """What comes out."""
+
+    model: str = setting("u2netp",
+        reason="network to use: a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
+    patch_order: Literal["auto", "channel_first", "tile_first"] = setting("auto",
+        reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
+    model_sha256: Digest = setting("", unit="hex digits",
+        reason="refuse a model whose file has another SHA-256; empty: the registry's digest if there is one. The digest is always logged")
+    edge_colours: Literal["clean", "keep"] = setting("clean",
+        reason="colours of half-transparent pixels: clean removes the old background from them; keep leaves the photo's")
+    refine: Literal["auto", "off"] = setting("auto",
+        reason="alpha's edges in an image that is more than twice as long or as wide as a network of at most 320 pixels: auto lets them follow the image's own; off leaves them as soft as the network's")
+    deliver: list[Deliverable] = setting([],
+        reason="several files for each image, one [[recipe.NAME.deliver]] for each; without any, one file as this table says")
+    subjects: Literal["whole", "split", "largest"] = setting("whole",
+        reason="several subjects in one image: whole keeps them together, split makes a file of each ({stem}~1, {stem}~2 ... unless a path says {subject}), largest drops the others")
+    subjects_minimum: Share = setting(0.005, unit="of the largest subject's area", ge=0, le=1,
+        reason="what is smaller is no subject of its own; its pixels go to the nearest one")
+    coco: bool = setting(False, reason="with split: also write the subjects as COCO annotations, <stem>.coco.json")
+    review_below: Share = setting(0.0, unit="confidence, 0..1", ge=0, le=1,
+        reason="images whose matte is right with less confidence go to the folder's review directory, for people; 0: none do")
     metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(["copyright"],
         reason="text fields to carry over; colour profile and resolution always are, GPS never is")
     animated: Literal["refuse", "first_frame"] = setting("refuse",
@@ -442,15 +542,33 @@ class Recipe(Settings):
         reason="when to write <output>.json with the facts; notable: only when the verdict is not 'ok'")
     file_mode: FileMode = setting("0640", unit="octal", reason="mode of outputs; the group may read, others may not")
 
-    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
-        if self.content == "mask" and self.mask_bits == 16 and self.format in ("webp", "jpeg"):
-            text = f'"{self.format}" holds 8 bits only; use "png" or "tiff" for a 16-bit mask'
-            yield [("format",), ("mask_bits",), ("content",)], text
+    def contradictions(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
+        yield from super().contradictions()
+        if self.deliver and (own := [n for n, f in Look.model_fields.items() if getattr(self, n) != f.default]):
+            text = "has no effect beside `deliver`; move it into each [[recipe.NAME.deliver]] that it is meant for"
+            yield [(own[0],)], text
+        if self.subjects == "split" and self.mask_bits == 16:
+            yield [("mask_bits",), ("subjects",)], "subjects are split in masks of 8 bits; drop one"
+        if self.coco and self.subjects != "split":
+            yield [("coco",), ("subjects",)], 'annotates subjects; set subjects = "split", or drop it'
+        for number, each in enumerate(self.deliver):
+            place = ("deliver", number, "path")
+            if not isinstance(each, Deliverable) or not each.path:
+                continue  # that is a mistake of its own
+            for other in self.deliver[:number]:
+                if isinstance(other, Deliverable) and other.path and names.may_be_equal(each.path, each.format, other.path, other.format):
+                    yield [place], f"{each.path!r} may give the name that {other.path!r} gives; two files need two names"
+                    break
+            if "subject" in names.fields_of(each.path) and self.subjects != "split":
+                yield [place, ("subjects",)], '{subject} is a number of subjects = "split"; set that, or leave it out'
+            if (each.content, each.mask_bits) == ("mask", 16) and any(other.content != "mask" for other in self.deliver if other is not each):
+                text = "beside a cutout a mask has 8 bits, as both are made of one plane; drop mask_bits"
+                yield [("deliver", number, "mask_bits")], text
 
     @property
-    def flat(self) -> bool:
-        """Is the cutout laid on the background colour?"""
-        return self.content == "colour" or (self.format == "jpeg" and self.content == "rgba")
+    def looks(self) -> Sequence[Look]:
+        """Of each file, before its preset."""
+        return self.deliver or [self]
 
 
 class Folder(Settings):
@@ -461,6 +579,8 @@ class Folder(Settings):
     output: AbsolutePath = setting(reason="finished cutouts, each published atomically")
     failed: AbsolutePath = setting(reason="rejected originals, each with <name>.error.json")
     done: AbsolutePath | None = setting(None, reason="originals after success; needed when originals is archive")
+    review: AbsolutePath | None = setting(None,
+        reason="what people should look at; needed when the recipe has review_below or a preset")
     originals: Literal["archive", "delete", "keep"] = setting("archive",
         reason="archive moves them to done, delete removes them, keep leaves them in the input and remembers them")
     sidecars: Literal["ignore", "carry"] = setting("ignore",

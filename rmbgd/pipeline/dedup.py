@@ -68,9 +68,8 @@ the key nothing would ever be found again after a restart."""
 
 def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
     """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
-    unused = set() if recipe.format == "jpeg" else {"jpeg_quality"}  # what was computed before they came still counts
     size = model_facts.get("input_size")
-    if recipe.refine == "off" or not isinstance(size, (tuple, list)) or max(size) > LARGEST_NETWORK:
-        unused.add("refine")
-    text = recipe.model_dump_json(exclude=unused) + repr([str(model_facts.get(fact)) for fact in IDENTITY])
+    refines = isinstance(size, (tuple, list)) and max(size) <= LARGEST_NETWORK
+    text = recipe.model_dump_json(exclude=set() if refines else {"refine"})
+    text += repr([str(model_facts.get(fact)) for fact in IDENTITY])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

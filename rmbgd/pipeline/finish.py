@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from rmbgd.config.load import Folder, Recipe
+from rmbgd.deliver.arrange import arrange
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import verdict_of, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.imaging.arrange import arrange
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.naming import EXTENSIONS
@@ -137,7 +137,8 @@ class Finisher:
         large = recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS
         with self.large if large else nullcontext():
             try:
-                encode(arrange(slot.rgba, slot.alpha, recipe), recipe, cutout.facts, temporary.write)
+                frame = arrange(slot.rgba, slot.alpha, recipe, profile=cutout.facts.icc_profile)
+                encode(frame.pixels, recipe, cutout.facts, temporary.write)
             except MemoryError as error:
                 raise Unencoded from error
 

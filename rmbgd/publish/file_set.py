@@ -56,20 +56,10 @@ class FileSet:
         for _, temporary, _ in self._made:
             temporary.seal()
 
-    def described(self, root: str) -> list[SetFile]:
-        """What is to be published below `root`, once it is sealed: in folders that are there, or can be made."""
-        mirrored, found = os.path.dirname(self._job.relative_path), []
-        for name, temporary, facts in self._made:
-            below = os.path.dirname(name.plain)
-            if (root, below) == (temporary.root, mirrored):
-                made = temporary.below
-            else:
-                made = make_folders(root, below, self._fs)
-            if made != below:
-                plain, later = (os.path.join(made, os.path.basename(path)) for path in (name.plain, name.later))
-                name = FileName(name.slot, plain, later)  # noqa: PLW2901 - the same name, where it can be
-            found.append(SetFile(name, temporary.sha256, temporary.size, facts))
-        return found
+    @property
+    def described(self) -> list[SetFile]:
+        """What is to be published, once it is sealed."""
+        return [SetFile(name, made.sha256, made.size, facts) for name, made, facts in self._made]
 
     def ours(self, targets: Sequence[Target]) -> list[bool] | None:
         """At which of them a file of ours stands; None where one of somebody else stands at any."""
@@ -183,4 +173,4 @@ def remove_replaced(targets: Iterable[Target], job: Job, fs: FileSystem) -> list
 
 def roots_of_sets(folder: Folder) -> tuple[str, ...]:
     """Where the sets of a drop folder are: its output, and, where it has one, the folder for people."""
-    return (str(folder.output),)
+    return (str(folder.output),) if folder.review is None else (str(folder.output), str(folder.review))

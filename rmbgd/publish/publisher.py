@@ -149,9 +149,8 @@ class Publisher:
         with storage_faults(key.output):
             self._check_unchanged(job, outcome)
             files.seal()
-            described = files.described(key.output)
             while True:
-                targets, besides = self._ledger.publishing(outcome, key, described, elsewhere)
+                targets, besides = self._ledger.publishing(outcome, key, files.described, elsewhere)
                 wanted = {os.path.dirname(target.path) for target in targets}
                 made = {below: make_folders(key.output, below, self._fs) for below in wanted}
                 if any(below != folder for below, folder in made.items()):

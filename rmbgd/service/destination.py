@@ -21,7 +21,6 @@ STANDARD = "-"
 """In the place of a path: standard input or output."""
 STDIN, STDOUT = "stdin", "stdout"
 """Files that hold what came on standard input, and what is to go to standard output."""
-FORMATS = {".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".jpg": "jpeg", ".jpeg": "jpeg"}
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{2,4}")  # of a file; `out.d`, `shots.v2` and `2026.11.28` are folders
 _KNOWN = ".png, .webp, .tiff, .jpg"
@@ -157,7 +156,7 @@ def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, as
 def _format_of(output: str, problems: list[str], asked: str | None, *, several: bool) -> str | None:
     """The format that a file name asks for; None where it is the name of a folder. Adds to `problems`."""
     suffix = os.path.splitext(output)[1]
-    form = FORMATS.get(suffix.lower())
+    form = names.FORMATS.get(suffix.lower())
     if form is None:
         if _SUFFIX.fullmatch(suffix):
             kind = suffix[1:].upper()

@@ -156,13 +156,13 @@ def _kept(had: Mapping[str, Target], wanted: Sequence[FileName]) -> list[Target]
 
 def _is_of(target: Target, name: FileName) -> bool:
     """Is it still what the set wants? A name may hold a date or a size; a folder may have had to be another version."""
-    if target.base in (name.plain, name.later):
-        return True
-    folder, file = posixpath.split(target.base)
-    alike = names.without_versions(folder) == names.without_versions(posixpath.dirname(name.plain))
-    return alike and file in (posixpath.basename(name.plain), posixpath.basename(name.later))
+    return _is_version(target.base, name.plain) or _is_version(target.base, name.later)
+
+
+def _is_version(base: str, wanted: str) -> bool:
+    (folder, file), (below, name) = posixpath.split(base), posixpath.split(wanted)
+    return file == name and (folder == below or names.without_versions(folder) == names.without_versions(below))
 
 
 def _has_later(target: Target, name: FileName) -> bool:
-    file, plain = posixpath.basename(target.base), posixpath.basename(name.plain)
-    return file != plain and file == posixpath.basename(name.later)
+    return _is_version(target.base, name.later) and not _is_version(target.base, name.plain)

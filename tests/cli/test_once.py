@@ -103,7 +103,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 def test_every_setting_of_the_recipe_is_an_option(image: Path) -> None:
     options = parsed(image, "out")
-    assert {None} == {getattr(options, name) for name in Recipe.model_fields}
+    assert {None} == {getattr(options, name) for name in once.SETTINGS}
     assert Recipe() == once.settings(options)[1]
 
 

@@ -38,7 +38,8 @@ def test_every_setting_is_documented_and_shown(name: str, field: FieldInfo) -> N
         assert gen_reference.unit_of(field), f"{name} has no unit"
         assert " to " in gen_reference.bounds_of(field), f"{name} lacks a bound"
     setting, text = name.rpartition(".")[2], gen_reference.default_toml()
-    assert f"\n{setting} = " in text or f"\n# {setting} =" in text, name
+    shown = (f"\n{setting} = ", f"\n# {setting} =", f"\n# [[recipe.default.{setting}]]")
+    assert any(each in text for each in shown), name
 
 
 def test_sections_are_all_that_a_file_may_hold() -> None:
@@ -241,3 +242,55 @@ def test_float8_of_an_older_configuration_is_read_as_auto():
     assert config.engine.precision_used == "auto"
     assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.precision", "float8", "auto")
     assert parse({"engine": {"precision": "bfloat16"}}).adjusted == []
+
+
+SHOP = FOLDER | {"recipe": "shop"}
+
+
+def with_recipe(**recipe: Any) -> dict[str, Any]:
+    return {"recipe": {"shop": recipe}, "folder": [SHOP]}
+
+
+def test_the_suffix_of_a_path_settles_its_format() -> None:
+    paths = ["{dir}/{stem}.jpg", "{dir}/{stem}-mask", {"path": "{dir}/{stem}-p", "format": "tiff"}]
+    deliver = [each if isinstance(each, dict) else {"path": each} for each in paths]
+    assert ["jpeg", "png", "tiff"] == [each.format for each in parse(with_recipe(deliver=deliver)).recipe["shop"].looks]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "place", "told"),
+    [
+        ({"deliver": [{"path": "../{stem}"}]}, "deliver.0.path", "must stay below the output"),
+        ({"deliver": [{"path": "{stem}"}, {"path": "{stem}.png"}]}, "deliver.1.path", "two files need two names"),
+        ({"deliver": [{"format": "png"}]}, "deliver.0.path", "is missing"),
+        ({"deliver": [{"path": "{stem}", "formt": "png"}]}, "deliver.0.formt", "did you mean 'format'"),
+        ({"deliver": [{"path": "{stem}", "jpeg_quality": 0}]}, "deliver.0.jpeg_quality", "at least 1"),
+        ({"deliver": [{"path": "{stem}.png", "clipping_path": True}]}, "deliver.0.clipping_path", "no clipping path"),
+        ({"deliver": {"path": "{stem}"}}, "deliver", "list"),
+        ({"deliver": ["{stem}"]}, "deliver.0", "two brackets"),
+        ({"deliver": [{"path": "{stem}"}], "crop": True}, "crop", "no effect beside"),
+        ({"deliver": [{"path": "{stem}~{subject}"}]}, "deliver.0.path", "{subject}"),
+        ({"deliver": [{"path": "{stem}", "canvas": "60000x60000"}]}, "deliver.0.canvas", "beyond limits.pixels"),
+        ({"fill": 0.85}, "fill", "needs a frame"),
+        ({"fill": 0.85, "canvas": "9x9", "margins": [0.1, 0.1, 0.1, 0.1]}, "margins", "drop one"),
+        ({"canvas": "9x9", "margins": [0.5, 0.1, 0.5, 0.1]}, "margins", "leave room"),
+        ({"canvas": "9x9", "margins": [0.5]}, "margins", "four shares"),
+        ({"canvas": "9x9", "fill": 0.5, "crop": True}, "crop", "drop crop"),
+        ({"canvas": "9x9", "longest_side": 9}, "longest_side", "drop one"),
+        ({"straighten": 5.0}, "straighten", "set fill or margins"),
+        ({"bytes_maximum": 9, "format": "png"}, "bytes_maximum", "no quality"),
+        ({"shadow": "cast", "content": "mask"}, "shadow", "no room"),
+        ({"coco": True}, "coco", "split"),
+        ({"review_below": 0.5}, None, "review"),
+        ({"preset": "amazon-main"}, None, "review"),
+    ],
+)
+def test_recipes_that_cannot_be(recipe: dict[str, Any], place: str | None, told: str) -> None:
+    (problem,) = problems(with_recipe(**recipe))
+    assert told in problem
+    assert (f"recipe.shop.{place}:" if place else "folder.0.review:") in problem
+
+
+def test_two_files_of_an_image_are_no_contradiction() -> None:
+    deliver = [{"path": "{stem}"}, {"path": "{stem}.jpg"}, {"path": "m/{stem}", "content": "mask"}]
+    assert 3 == len(parse(with_recipe(deliver=deliver)).recipe["shop"].looks)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from rmbgd.config.load import Recipe
+from rmbgd.deliver.arrange import arrange
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.arrange import arrange
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.naming import EXTENSIONS
@@ -108,7 +108,7 @@ def test_jpeg_has_the_background_in_plain_areas_and_colours_of_full_resolution(c
     rgba = np.dstack([photo(160, 240), np.zeros((160, 240), np.uint8)])
     rgba[48:112, 72:168, 3] = 255
     recipe = Recipe(format="jpeg", background=colour)
-    data = encoded(arrange(rgba.copy(), None, recipe), recipe)
+    data = encoded(arrange(rgba.copy(), None, recipe).pixels, recipe)
     with Image.open(io.BytesIO(data)) as opened:
         assert ("JPEG", "RGB", [(1, 1)] * 3) == (opened.format, opened.mode, [layer[1:3] for layer in opened.layer])
         seen = np.asarray(opened).astype(int)

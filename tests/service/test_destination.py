@@ -12,8 +12,9 @@ import pytest
 
 from rmbgd import naming as names
 from rmbgd.errors import ConfigError
+from rmbgd.naming import FORMATS
 from rmbgd.service import destination
-from rmbgd.service.destination import FORMATS, InputImage, RunPlan, plan
+from rmbgd.service.destination import InputImage, RunPlan, plan
 
 KNOWN = ".png, .webp, .tiff, .jpg"
 GIF = f"GIF is no output format; use {KNOWN}, or a folder name (ending in /)"

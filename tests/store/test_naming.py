@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import posixpath
+import re
+from datetime import date
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -82,3 +85,70 @@ def test_derived_names_are_legal(path: str, number: int) -> None:
         for derived in (name, names.sidecar_name(name), names.reason_name(name)):
             assert posixpath.dirname(derived) == posixpath.dirname(path)
             assert size(posixpath.basename(derived)) <= 255
+
+
+TODAY = date(2026, 11, 29)
+
+
+@pytest.mark.parametrize(
+    ("template", "path", "plain", "later"),
+    [
+        ("{dir}/{stem}-shop.jpg", "s/a.png", "s/a-shop.jpg", "s/a_png-shop.jpg"),
+        ("{dir}/{stem}-shop.jpg", "a.png", "a-shop.jpg", "a_png-shop.jpg"),
+        ("shop/{dir}/{stem}", "a.png", "shop/a.webp", "shop/a_png.webp"),
+        ("{date:%Y/%m}/{name}", "s/a.png", "2026/11/a.png.webp", "2026/11/a.png.webp"),
+        ("{date}/{stem}", "a", "2026-11-29/a.webp", "2026-11-29/a_.webp"),
+        ("{stem}~{subject}", "a.b.png", "a.b~2.webp", "a.b_png~2.webp"),
+        ("{stem}_{size}", "a.png", "a_300x400.webp", "a_png_300x400.webp"),
+        ("{{{stem}}}", "a.png", "{a}.webp", "{a_png}.webp"),
+    ],
+)
+def test_templates_give_two_names(template: str, path: str, plain: str, later: str) -> None:
+    names.check_template(template)
+    given = names.expand(template, path, ".webp", when=TODAY, subject=2, size=(300, 400))
+    assert (plain, later) == given
+
+
+def test_a_name_that_a_template_makes_too_long_is_cut() -> None:
+    plain, later = names.expand("{stem}-" + 9 * "x", 250 * "a" + ".png", ".jpg", when=TODAY)
+    assert max(len(plain), len(later)) <= names.NAME_MAXIMUM
+    assert plain != later
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("/x/{stem}", "below the output"),
+        ("../{stem}", "must stay below"),
+        ("{dir}/../{stem}", "must stay below"),
+        ("{date:..}/{stem}", "must stay below"),
+        ("{dir}//x/{stem}", "must stay below"),
+        ("{dir}/cutout", "one name"),
+        ("{stem", "is no template"),
+        ("{stem:>9}", "only {date:...}"),
+        ("{stem!r}", "only {date:...}"),
+        ("{stem.__class__}", "no field"),
+        ("{0}{stem}", "no field"),
+        (".hidden/{stem}", "hidden"),
+        ("{stem}.json", "not an image's suffix"),
+        ("{stem}.tmp", "not an image's suffix"),
+        ("{stem}\0", "below the output"),
+    ],
+)
+def test_templates_that_are_refused(template: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        names.check_template(template)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "equal"),
+    [
+        (("{dir}/{stem}", "png"), ("{dir}/{stem}.png", "png"), True),
+        (("{dir}/{stem}", "png"), ("{dir}/{stem}", "jpeg"), False),
+        (("{stem}-{size}", "png"), ("{stem}-1x1", "png"), True),
+        (("{stem}~{subject}", "png"), ("{stem}~2", "png"), True),
+        (("{stem}", "png"), ("{stem}-b", "png"), False),
+    ],
+)
+def test_templates_that_may_give_one_name(one: tuple[str, str], other: tuple[str, str], equal: bool) -> None:
+    assert equal is names.may_be_equal(*one, *other)

@@ -32,7 +32,7 @@ from PIL import Image, ImageCms
 
 from rmbgd.bench.samples import drawn
 from rmbgd.config.load import LimitSettings, Recipe
-from rmbgd.imaging.arrange import arrange
+from rmbgd.deliver.arrange import arrange
 from rmbgd.imaging.compose import Pixels, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import encode
@@ -105,11 +105,11 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
     if way.recipe.content == "mask":
         mask = plane(thread, *size)
         quantise_alpha(alpha, None, mask)
-        stored = arrange(None, mask, way.recipe)
+        stored = arrange(None, mask, way.recipe).pixels
     else:
         rgba = plane(thread, *size, 4)
         compose_rgba(rgb, alpha, None, rgba, clean=way.clean)
-        stored = arrange(rgba, None, way.recipe)
+        stored = arrange(rgba, None, way.recipe).pixels
     temporary, hashed = target.with_suffix(".part"), hashlib.sha256()
     with temporary.open("wb", buffering=0) as stream:
 
