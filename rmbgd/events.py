@@ -75,7 +75,7 @@ EVENTS: dict[str, EventKind] = {
             "uptime": "s", "device": "in use", "done": "images published since start", "failed": "images rejected since start", "postponed": "images put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
             "threads": "running", "arena_bytes": "leased", "arena_resident": "bytes of the arena in memory: leased, page-locked for a device, or soon to be given back", "channels": "per queue: depth, seconds its producers and its consumers waited",
-            "paused": "reason or null; `operator`, or `operator:NAME` while some folders are paused", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
+            "paused": "reason or null; `operator`, or `operator:NAME` while some folders are paused", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered", "reviews?": "images that wait for review",
             "unwritten?": "log lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
@@ -107,9 +107,11 @@ EVENTS: dict[str, EventKind] = {
     "image.done": EventKind(
         "info", "A cutout was published.",
         _ENDED | {
-            "output": "path below the output folder", "device": "that computed it", "model": "that computed it", "width": "px", "height": "px", "format": "of the input",
-            "bytes_in": "size of the input", "bytes_out": "size of the output", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "images in the same batch",
+            "output": "path below the output folder; with verdict review, below the review folder", "device": "that computed it", "model": "that computed it", "width": "px", "height": "px", "format": "of the input",
+            "bytes_in": "size of the input", "bytes_out": "size of the output", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, review, empty, full", "batch": "images in the same batch",
             "reused": "true when copied from the result of an identical image", "sha256_in": "of the input", "sha256_out": "of the output", "notes?": "oddities of the input that were corrected", "engine_tries?": "runs it took, when an engine fault made it more than one",
+            "score?": "confidence 0..1 that the matte is right", "unusual?": "robust z of the area in this folder", "reasons?": "why it waits for review, in words",
+            "review?": "what the score was computed from, and the version of its model", "outputs?": "of a set: path, format, size, sha256, preset, compliance of each file",
         },
     ),
     "image.failed": EventKind(
@@ -118,6 +120,14 @@ EVENTS: dict[str, EventKind] = {
     ),
     "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
     "image.retried": EventKind("info", "An operator put a rejected original back into its input.", {"folder": "name of the drop folder", "path": "below the drop folder", "reason?": "why it had been rejected", "person": "user who asked for it"}),
+    "review.decided": EventKind(
+        "info", "A person decided about an image that waited for review.",
+        {
+            "job": "as in its image.done", "folder": "name of the drop folder", "path": "below the drop folder", "decision": "approved, rejected",
+            "how": "command; moved: its files were found in the output or the failed folder; gone: they are nowhere any more", "person?": "user who asked for it",
+            "output?": "path below the output folder", "seconds": "it waited", "recovered?": "true when the service was killed before the decision was carried out, and the next start did; it may then repeat an event",
+        },
+    ),
     # --- storage
     "storage.paused": EventKind(
         "error", "The disk cannot be written, or the ledger cannot be used. Finished results are kept, no more images are claimed, and it is tried again.",

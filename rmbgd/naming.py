@@ -22,6 +22,9 @@ SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256",
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 """Of outputs, by the recipe's format."""
 
+PREVIEW = ".review.jpg"
+"""Extension of the preview of an image that waits for review; it stands beside its files, and is none of them."""
+
 FORMATS = {".png": "png", ".webp": "webp", ".tif": "tiff", ".tiff": "tiff", ".jpg": "jpeg", ".jpeg": "jpeg"}
 """Of the suffixes that a template may end in."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-VERDICTS = {"empty": "no subject", "full": "fills the frame"}
+VERDICTS = {"review": "waits for review", "empty": "no subject", "full": "fills the frame"}
 """Of an image that is not ok."""
 
 

@@ -150,12 +150,12 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1800, 14),
+    "": (1830, 14),
     "backends": (2310, 18),
     "bench": (740, 4),
-    "cli": (3170, 24),
-    "deliver": (700, 5),
-    "config": (1450, 6),
+    "cli": (3320, 25),
+    "deliver": (790, 6),
+    "config": (1460, 6),
     "doctor": (800, 4),
     "engine": (4255, 22),
     "imaging": (3050, 18),
@@ -163,15 +163,15 @@ BUDGET: dict[str, tuple[int, int]] = {
     "models": (4760, 26),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
-    "publish": (1360, 7),
-    "service": (2750, 16),
+    "publish": (1780, 8),
+    "service": (2900, 17),
     "report": (250, 2),
     "evaluate": (735, 5),
-    "store": (2040, 12),
-    "telemetry": (880, 6),
+    "store": (2210, 13),
+    "telemetry": (890, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 226, 37_200, 38_200
+MODULES, LINES, TEST_LINES = 232, 38_700, 39_300
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

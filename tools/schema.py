@@ -37,7 +37,7 @@ TYPES: dict[str, Schema] = {
     "table of numbers": {"type": "object", "additionalProperties": {"type": "number"}},
     "table of texts": {"type": "object", "additionalProperties": {"type": "string"}},
     "level": {"enum": ["debug", "info", "warning", "error", "critical"]},
-    "verdict": {"enum": ["ok", "empty", "full"]},
+    "verdict": {"enum": ["ok", "review", "empty", "full"]},
     "reason": {"enum": [str(reason) for reason in REASON_TEXT]},
 }
 # The type of each key, by its name; `event.key` stands before `key`.
@@ -45,27 +45,28 @@ KEYS: dict[str, str] = {
     key: name
     for name, keys in {
         "any": "configured reading threshold used",
-        "text": "aside boot_id cause code config detail device error event file_system folder format from gate holder "
-        "host kind line mode model operator_action output path person python quarantine reason result setting source "
-        "hook stage start state_directory status to traceback version what why",
+        "text": "aside boot_id cause code config decision detail device error event file_system folder format from "
+        "gate holder hook host how kind line mode model operator_action output path person python quarantine reason "
+        "result setting source stage start state_directory status to traceback version what why",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
         "count": "adopted arena_bytes arena_resident armed attempt batch bytes bytes_in bytes_out contender_pid "
         "descriptors done ended_pid engine_tries exit_code failed health.threads height in_flight job jobs ledger_rows "
         "empty left pid postponed published restarts returned rows rss_bytes service.ready.recovered set_aside skipped "
-        "temporaries told trips unknown waiting wanted watches width",
-        "number": "heartbeat monotonic seconds until uptime window",
+        "reviews temporaries told trips unknown waiting wanted watches width",
+        "number": "heartbeat monotonic seconds unusual until uptime window",
         "number or null": "oldest_waiting",
-        "share": "coverage soft",
+        "share": "coverage score soft",
         "flag": "recovered reused waits",
         "level": "level",
         "verdict": "verdict",
         "reason": "image.failed.reason",
         "digest": "sha256_in sha256_out",
-        "texts": "causes folders notes threads",
+        "texts": "causes folders notes reasons threads",
         "counts": "batch_sizes images",
-        "table": "engine engine.started.detail",
+        "table": "engine engine.started.detail review",
+        "list of tables": "outputs",
         "tables": "channels engine.batching.folders models",
         "table of counts": "unwritten",
         "table of numbers": "milliseconds",
@@ -121,7 +122,7 @@ FAILURE = {
     "reason": ("reason", ""),
     "meaning": ("text", "of the reason"),
     "detail": ("text", "what exactly"),
-    "stage": ("text", "intake, decode, engine, finish"),
+    "stage": ("text", "intake, decode, engine, finish, review"),
     "path": ("text", "below the drop folder"),
     "folder": ("text", "name of the drop folder"),
     "job": ("count", "number of the job in the ledger"),
@@ -130,6 +131,7 @@ FAILURE = {
     "time": ("time", "of the rejection"),
     "size": ("count", "bytes"),
     "sha256": ("digest or null", "null when the file is large or cannot be read"),
+    "files?": ("texts", "of a set that was rejected in review: paths below the failed folder"),
     "version": ("table of counts", "of the file: inode, size, mtime_ns"),
     "rmbgd": ("text", "version"),
 }

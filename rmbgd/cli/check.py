@@ -130,7 +130,7 @@ def _survey(config: Config, path: Path, user: int | None, notes: list[str]) -> I
 def _directories(config: Config, notes: list[str]) -> Iterator[tuple[Location, Path, int]]:
     """(setting, path, mode) of each that must be there; the service makes its own, where it may."""
     for number, folder in enumerate(config.folder):
-        for role in ("input", "output", "done", "failed"):
+        for role in ("input", "output", "done", "failed", "review"):
             path = getattr(folder, role)
             if role == "input" and path is not None and folder.require_mount and not is_mounted(str(path)):
                 notes.append(f"{path}: nothing is mounted there now; the service waits for it")

@@ -1,4 +1,4 @@
-"""`rmbgd list`: which images wait and why, which are worked on, which failed, which are done."""
+"""`rmbgd list`: which images wait and why, which are worked on, which failed, wait for review, are done."""
 
 from __future__ import annotations
 
@@ -35,12 +35,13 @@ WAITS = {  # gate -> why an image waits; {unchanged} and {left} are times in wor
     "suspects": "images that the last run died with go first, one at a time",
     "room": "complete; waits for room in the pipeline",
 }
-NONE = {"waiting": "no image waits", "working": "no image is in work", "failed": "no image failed", "done": "none done"}
+NONE = {"waiting": "no image waits", "working": "no image is in work", "failed": "no image failed"}
+NONE |= {"review": "no image waits for review", "done": "none done"}
 OTHER = "the disk refuses to be written ({gate}); see storage.paused in the log"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    described = "waiting and working: the longest waiting first; failed and done: the newest first"
+    described = "waiting and working: the longest waiting first; failed, review and done: the newest first"
     parser.add_argument("state", choices=(*LIVE, *ENDED), help=described)
     parser.add_argument("--folder", metavar="NAME", help="only of this drop folder")
     text = f"images at most, 1 to {ROWS_MAXIMUM} (default: %(default)s)"
@@ -64,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         print(to_json({"state": options.state, "rows": rows, "more": more, "unseen": answer.get("unseen", [])}))
         return Exit.OK
     heads, cells = COLUMNS[options.state]
-    _print_table(heads, [cells(row) for row in rows])
+    print_rows(heads, [cells(row) for row in rows])
     if not rows:
         print(NONE[options.state])
     if more:
@@ -113,11 +114,12 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], list[str
         lambda row: [_name(row), duration(row["seconds"]), str(row["attempt"])],
     ),
     "failed": (("IMAGE", "WHEN", "REASON", "DETAIL", "ORIGINAL"), _failed),
+    "review": (("IMAGE", "WHEN", "FILE"), lambda row: [_name(row), _age(row), row["output"]]),
     "done": (("IMAGE", "WHEN", "OUTPUT", "VERDICT", "TOOK", "DEVICE"), _done),
 }
 
 
-def _print_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_rows(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if not rows:
         return
     table = [heads, *([printable(cell) for cell in row] for row in rows)]

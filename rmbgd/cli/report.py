@@ -65,7 +65,9 @@ def run(options: argparse.Namespace) -> int:
         size = _write(options, counts, images, config, now)
         if not options.json:
             total = sum(counts.values())
-            words = "{failed} rejected, {empty} without a subject, {full} filling the frame"
+            words = (
+                "{failed} rejected, {review} waiting for review, {empty} without a subject, {full} filling the frame"
+            )
             said = f"{total} image{'s' * (total != 1)}, {words.format(**counts)}; {size / 1e6:.1f} MB"
             print(printable(f"{options.html}: {said}"))
     if options.json:

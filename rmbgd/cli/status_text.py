@@ -89,6 +89,7 @@ def rows(record: Mapping[str, Any], now: datetime) -> list[StatusLine]:
         StatusLine("queue", f"{waiting}, the oldest for {duration(oldest)}" if oldest else waiting),
         StatusLine("rate", f"{one} a minute, {five} over five minutes"),
         StatusLine("images", _counts(health)),
+        *([StatusLine("review", _reviews(health["reviews"]), Mood.ODD)] if health.get("reviews") else []),
         StatusLine("device", f"{health['device']}, {state}", _device_mood(state)),
         *_devices(health),
         *_cpu_models(record.get("cpu_models") or {}),
@@ -132,6 +133,10 @@ def _history(record: Mapping[str, Any], now: datetime) -> Iterator[StatusLine]:
 
 def _counts(health: Mapping[str, Any]) -> str:
     return f"{health['done']} done, {health['failed']} rejected, {health['postponed']} put back"
+
+
+def _reviews(count: int) -> str:
+    return f"{count} image{'s' * (count != 1)} wait{'s' * (count == 1)} for a person; see `rmbgd review list`"
 
 
 def _paused(reason: str | None) -> str:

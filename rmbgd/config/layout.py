@@ -18,7 +18,7 @@ from rmbgd.config.toml_places import Location
 from rmbgd.errors import ConfigError
 from rmbgd.folder_lock import Claimant, other_holder, this_service
 
-RESULTS = {"output", "done", "failed"}
+RESULTS = {"output", "done", "failed", "review"}
 MADE_BY_THE_UNIT = Path("/var/log/rmbgd")  # LogsDirectory= of systemd/rmbgd.service, at its first start
 
 
@@ -100,6 +100,7 @@ def _directories(config: Config) -> Iterator[_Directory]:
             ("output", folder.output),
             ("done", folder.done if folder.originals == "archive" else None),
             ("failed", folder.failed),
+            ("review", folder.review),
         ):
             if path is not None:
                 yield _Directory(("folder", number, role), owner, str(path), _lineage(str(path)))
@@ -144,7 +145,7 @@ def _conflict(one: _Directory, other: _Directory) -> Mistake | None:
             or one.lineage[0] != other.lineage[0]
         ):
             return None
-        text = f"{other.path} is {one.name}, too: cutouts and originals would mix; separate them"
+        text = f"{other.path} is {one.name}, too: the results of one would mix with those of the other; separate them"
         return Mistake(other.location, text)
     if one.role != "input":
         one, other = other, one

@@ -26,7 +26,7 @@ from rmbgd.mounts import file_system, is_local
 from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.paths import DEFAULT_STATE_DIRECTORY
 
-ROLES = ("input", "output", "failed", "done")
+ROLES = ("input", "output", "failed", "done", "review")
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
 EVENT_TIMEOUT = 5.0  # s for an event of our own making; milliseconds where events work
 DIRECTORIES_MAXIMUM = 200_000  # directories counted below one input, to bound the time

@@ -140,6 +140,7 @@ def _uses(config: Config) -> Iterator[tuple[str, Path, bool]]:
 
 def _roles(folder: Folder) -> dict[str, Path]:
     roles = {"input": folder.input, "output": folder.output, "failed": folder.failed, "done": folder.done}
+    roles |= {"review": folder.review}
     return {role: path for role, path in roles.items() if path is not None}
 
 

@@ -24,7 +24,7 @@ from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.temporary import GONE, Temporary, copy, make_folders
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
-from rmbgd.store.records import ContentKey, FileName, Job, Known, Published, PublishedFile, SetKey, Target
+from rmbgd.store.records import ContentKey, FileName, Job, Known, Published, PublishedFile, SetFile, SetKey, Target
 
 ORIGINAL_MISSING = "original_missing"
 """A note of image.done: somebody removed the original after it was read, so there was nothing to archive."""
@@ -71,7 +71,7 @@ class Publisher:
         make the set known for equal images, unless it goes to people. `sidecar_facts` become the <output>.json beside
         the first file, which is published before it.
         """
-        with self._open_set(job) as files:
+        with self.open_set(job) as files:
             write(files)
             content = None if files.review else content
             return self._record(job, *self._place(files, job, outcome, sidecar_facts), outcome, content, report)
@@ -95,7 +95,7 @@ class Publisher:
             self._check_unchanged(job, outcome)
             if (published := self._standing(key, known, wanted)) is not None:
                 return self._record(job, published, (), outcome)
-        with self._open_set(job) as files:
+        with self.open_set(job) as files:
             for name, file in zip(wanted, known.files, strict=True):
                 if not _copy_known(known.output, file, files.create(name, **file.facts)):
                     self._ledger.forget_content(known.key)
@@ -108,7 +108,7 @@ class Publisher:
 
     # ---------------------------------------------------------------------------------------------- steps
 
-    def _open_set(self, job: Job) -> FileSet:
+    def open_set(self, job: Job) -> FileSet:
         return FileSet(job, str(self._folders[job.folder].output), self._mode(job), self._fs)
 
     def _plain_name(self, job: Job) -> FileName:
@@ -148,9 +148,23 @@ class Publisher:
         key, elsewhere = (review[0], ()) if files.review else (output, review)
         with storage_faults(key.output):
             self._check_unchanged(job, outcome)
+            return self.give_names(
+                files, job, key, lambda made: self._ledger.publishing(outcome, key, made, elsewhere), facts
+            )
+
+    def give_names(
+        self,
+        files: FileSet,
+        job: Job,
+        key: SetKey,
+        announce: Callable[[Sequence[SetFile]], tuple[list[Target], list[Target]]],
+        facts: Mapping[str, object] | None = None,
+    ) -> tuple[Published, Sequence[Target]]:
+        """Seal a set and rename it; `announce` tells the ledger which files, and answers as Ledger.publishing does."""
+        with storage_faults(key.output):
             files.seal()
             while True:
-                targets, besides = self._ledger.publishing(outcome, key, files.described, elsewhere)
+                targets, besides = announce(files.described)
                 wanted = {os.path.dirname(target.path) for target in targets}
                 made = {below: make_folders(key.output, below, self._fs) for below in wanted}
                 if any(below != folder for below, folder in made.items()):

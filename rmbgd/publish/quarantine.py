@@ -57,9 +57,9 @@ class Quarantine:
         return placed
 
     def _set_aside(self, job: Job, folder: Folder, outcome: Mapping[str, object]) -> str | None:
-        story, failed = self._story(job, outcome), str(folder.failed)
+        story, failed = self.story(job, outcome), str(folder.failed)
         for path in free_paths(failed, job.relative_path, self._fs):
-            if not self._write_reason(failed, path, job.job_id, story):
+            if not self.write_reason(failed, path, job.job_id, story):
                 continue
             if folder.originals == "keep" and not job.claimed_by_rename:
                 return None
@@ -77,7 +77,7 @@ class Quarantine:
             return path
         raise AssertionError("unreachable: some version is free")
 
-    def _write_reason(self, failed: str, path: str, job_id: int, story: dict[str, object]) -> bool:
+    def write_reason(self, failed: str, path: str, job_id: int, story: Mapping[str, object]) -> bool:
         """Publish the reason file of `path`; False when that of another file stands there."""
         full = os.path.join(failed, names.reason_name(path))
         name = names.temporary_name(job_id, ".error")
@@ -89,7 +89,8 @@ class Quarantine:
         self._fs.sync_folder(os.path.dirname(full))
         return True
 
-    def _story(self, job: Job, outcome: Mapping[str, object]) -> dict[str, object]:
+    def story(self, job: Job, outcome: Mapping[str, object]) -> dict[str, object]:
+        """Content of a reason file, for what `outcome` says of reason, detail and stage."""
         now = self._clock.wall()
         seen = now.timestamp() - (self._clock.monotonic() - job.first_seen)
         version = job.version

@@ -16,7 +16,7 @@ from itertools import islice
 
 from rmbgd import naming as names
 from rmbgd.config.load import Folder
-from rmbgd.errors import ImageError, StorageFault
+from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath
 from rmbgd.mounts import is_there
@@ -218,6 +218,8 @@ def _described(folder: Folder, note: str, placed: str | None, records: Mapping[i
     """By its reason file; None where that is none of ours, or is another drop folder's."""
     story = read_json(os.path.join(folder.failed, note))
     path, number = story.get("path"), story.get("job")
+    if story.get("reason") == Reason.REJECTED_IN_REVIEW:
+        return None  # what lies there is a result; its original is where it was archived
     if story.get("folder") != folder.name or not isinstance(path, str) or not isinstance(number, int):
         return None
     if posixpath.isabs(path) or posixpath.normpath(path) != path or path.startswith("../"):

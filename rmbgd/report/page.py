@@ -18,12 +18,14 @@ from rmbgd.wording import VERDICTS, printable
 
 KINDS = {  # in the order of the page: heading, and the badge of each image
     "failed": ("Rejected", "rejected"),
+    "review": ("Waiting for review", VERDICTS["review"]),
     "empty": ("Without a subject", VERDICTS["empty"]),
     "full": ("Filling the frame", VERDICTS["full"]),
     "done": ("Published", ""),
 }
 HINTS = {
     "failed": "The original is in the failed folder, with a file that gives the reason.",
+    "review": "`rmbgd review list` says why; `rmbgd review approve` publishes it.",
     "empty": "No foreground was found, so the cutout is transparent.",
     "full": "No background was found, so nothing was removed.",
     "done": "The newest first.",

@@ -45,7 +45,8 @@ def of_output(image: Ending, folder: Folder, limits: LimitSettings) -> Thumbnail
     """None where the output is not there any more, or another one has its name now."""
     if image.output is None:
         return None
-    return _of_file(folder.output, image.output, image.size_out, limits)
+    root = folder.review if image.kind == "review" and folder.review is not None else folder.output
+    return _of_file(root, image.output, image.size_out, limits)
 
 
 def of_original(image: Ending, folder: Folder, limits: LimitSettings) -> Thumbnail | None:

@@ -37,11 +37,13 @@ from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
+from rmbgd.publish.review import Reviewer
 from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.hooks import Hooks
 from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
 from rmbgd.service.operator import Operator
+from rmbgd.service.review_monitor import ReviewMonitor
 from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
@@ -110,7 +112,7 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
 
 
 DAMAGED_STARTS = 3  # in a row that the ledger may spoil before they are systemd's to space out
-BESIDE = ("health", "ledger", "control")  # threads that are not the pipeline's
+BESIDE = ("health", "ledger", "control", "review")  # threads that are not the pipeline's
 GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
@@ -245,7 +247,11 @@ class Service:
             self._intake.hold_suspects()
         for folder in config.folder if life.waits else ():
             self._intake.pause(f"safe_mode:{folder.name}")
-        operator = Operator(config, self._ledger, self._intake, emit, clock)
+        reviewer = Reviewer(config.folder, publisher, self._ledger, clock, emit)
+        self._reviews = ReviewMonitor(
+            config.folder, reviewer, self._ledger, self._heartbeats.new("review"), config.intake.reconcile
+        )
+        operator = Operator(config, self._ledger, self._intake, reviewer, emit, clock)
         self._control = ControlServer(
             config.service.runtime_directory, operator.answer, emit, clock, self._heartbeats.new("control")
         )
@@ -320,6 +326,8 @@ class Service:
         self._threads.start("ledger", self._ledger_monitor.run)
         self._threads.start("health", self._monitor.run)
         self._threads.start("control", self._control.run)
+        if self._reviews.needed:
+            self._threads.start("review", self._reviews.run)
         self._pipeline.start()
         jobs, exit_stage = self._pipeline.jobs, self._pipeline.exit_stage()
         self._threads.start("reconcile", lambda: self._intake.run(jobs, exit_stage))
@@ -390,6 +398,7 @@ class Service:
         }
         return {
             **asdict(intake),
+            "reviews": self._reviews.waiting,
             "device": self._engine.device or self._device,
             "arena_bytes": arena.leased_bytes,
             "arena_resident": arena.resident_bytes,
@@ -429,6 +438,7 @@ class Service:
             self._notifier.stopping(f"stopping ({cause})")
         self._notifier.extend_timeout(self._config.service.stop_timeout + ABORT_TIMEOUT + GRACE)
         self._control.close()
+        self._reviews.close()
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
         self._storage_retry.release()

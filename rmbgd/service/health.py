@@ -26,7 +26,7 @@ from rmbgd.telemetry import jsonl
 # What the daemon's snapshot must hold; anything more goes to the status file alone.
 SNAPSHOT_KEYS = (
     "device", "waiting", "in_flight", "oldest_waiting", "arena_bytes", "arena_resident", "channels", "paused", "engine",
-    "ledger_rows",
+    "ledger_rows", "reviews",
 )  # fmt: skip
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
 RUNTIME_MODE = 0o750  # as systemd makes it

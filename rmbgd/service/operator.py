@@ -1,8 +1,9 @@
-"""What an operator asks of the running service: list, retry, pause, resume. Answered by the control thread."""
+"""What an operator asks of the running service: list, retry, review, pause, resume. Answered by the control thread."""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,13 +13,15 @@ from rmbgd.errors import Reason, RmbgdError, StorageFault
 from rmbgd.events import Emit
 from rmbgd.intake.reconciler import IntakeQuestion, Reconciler
 from rmbgd.publish.retry import REASON_SUFFIX, Retrier, WantedOriginals
+from rmbgd.publish.review import Reviewer, UndecidableReview
 from rmbgd.service.control import ControlPeer
-from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, nearest, no_such_folder
+from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, nearest, no_such_folder, reviews
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import SetKey
 
 LEFT_SHOWN = 1000  # originals that could not be retried, of one answer
 INTAKE_PATIENCE = 5.0  # s that the intake may take to answer; more only where a disk hangs
-Meant = tuple[set[str], set[str]]  # paths below the input, paths below the failed folder
+Meant = tuple[set[str], set[str]]  # paths below the input, paths below the failed or the review folder
 EVERY = ""  # in the table of pauses: every folder
 
 
@@ -29,9 +32,12 @@ class RefusedRequest(RmbgdError):
 class Operator:
     """`answer` is the control thread's. The pauses are kept in the ledger, and begin again with the service."""
 
-    def __init__(self, config: Config, ledger: Ledger, intake: Reconciler, emit: Emit, clock: Clock) -> None:
+    def __init__(
+        self, config: Config, ledger: Ledger, intake: Reconciler, reviewer: Reviewer, emit: Emit, clock: Clock
+    ) -> None:
         self._folders = {folder.name: folder for folder in config.folder}
         self._ledger, self._intake, self._emit, self._clock = ledger, intake, emit, clock
+        self._reviewer = reviewer
         self._retrier = Retrier(self._folders, ledger, emit)
         self._pauses: dict[str, tuple[float, str]] = {}  # the control thread's, once that runs
         self._begin_pauses()
@@ -51,15 +57,19 @@ class Operator:
         match request.get("do"):
             case "list":
                 return self._list(request)
-            case "retry" | "pause" | "resume" as verb if not peer.may_act:
+            case "reviews":
+                return self._reviews(request)
+            case "retry" | "approve" | "reject" | "pause" | "resume" as verb if not peer.may_act:
                 raise RefusedRequest(f"user {peer.person} may look, but not {verb}: be root, or the service's user")
             case "retry":
                 return self._retry(request, peer.person)
+            case "approve" | "reject" as verb:
+                return self._decide(verb, request, peer.person)
             case "pause":
                 return self._pause(self._folder(request), peer.person)
             case "resume":
                 return self._resume(self._folder(request), peer.person)
-        raise RefusedRequest("unknown request: `do` is one of list, retry, pause, resume")
+        raise RefusedRequest("unknown request: `do` is one of list, retry, reviews, approve, reject, pause, resume")
 
     def _folder(self, request: Mapping[str, Any]) -> str | None:
         name = _text(request, "folder")
@@ -70,9 +80,7 @@ class Operator:
     # ---------------------------------------------------------------------------------------------- list
 
     def _list(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        state, folder, limit = _text(request, "state"), self._folder(request), request.get("limit", ROWS_MAXIMUM)
-        if type(limit) is not int or not 1 <= limit <= ROWS_MAXIMUM:
-            raise RefusedRequest(f"limit is a number from 1 to {ROWS_MAXIMUM}")
+        state, folder, limit = _text(request, "state"), self._folder(request), _limit(request)
         if state in ENDED:
             return {"rows": ended(self._ledger.path, state, folder, limit, self._folders)}
         if state not in LIVE:
@@ -112,6 +120,42 @@ class Operator:
             self._intake.rescan()
         return {"retried": retried, "left": left[:LEFT_SHOWN], "more_left": max(0, len(left) - LEFT_SHOWN)}
 
+    # ---------------------------------------------------------------------------------------------- review
+
+    def _reviews(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        return {"rows": reviews(self._ledger.path, self._folder(request), _limit(request), self._folders)}
+
+    def _decide(self, verb: str, request: Mapping[str, Any], person: str) -> dict[str, Any]:
+        """`paths` as of a retry; a number is that of a job. What cannot be decided about is left."""
+        decide, done = (
+            (self._reviewer.approve, "approved") if verb == "approve" else (self._reviewer.reject, "rejected")
+        )
+        decided, left = 0, []
+        for text, absolute in _pairs(request.get("paths", [])):
+            jobs = [int(text)] if re.fullmatch(r"[0-9]{1,18}", text) else self._waiting_at(text, absolute)
+            if not jobs:
+                left.append((text, "nothing of this name waits for review; see `rmbgd review list`"))
+            for job in jobs:
+                try:
+                    decided += decide(job, person)
+                except UndecidableReview as error:
+                    left.append((text, str(error)))
+                except StorageFault as fault:
+                    left.append((text, f"{fault.detail}: it is {done} as soon as that can be done"))
+        return {"decided": decided, "left": left}
+
+    def _waiting_at(self, text: str, absolute: str) -> list[int]:
+        """The jobs that a path means: of a file in the review folder, or of an input."""
+        meant = _meant(self._folders, text, absolute, "review")
+        found = []
+        for review in self._ledger.reviews.waiting() if meant else ():
+            inputs, placed = meant.get(review.folder, (set(), set()))
+            root = self._folders[review.folder].review if review.folder in self._folders else None
+            files = self._ledger.output_names.of(SetKey(str(root), review.folder, review.path)).values()
+            if review.path in inputs or placed & {file.path for file in files}:
+                found.append(review.job_id)
+        return found
+
     # ---------------------------------------------------------------------------------------------- pause
 
     def _begin_pauses(self) -> None:
@@ -143,6 +187,13 @@ class Operator:
         return {"changed": bool(ended_pauses), "pauses": self._pauses}
 
 
+def _limit(request: Mapping[str, Any]) -> int:
+    limit = request.get("limit", ROWS_MAXIMUM)
+    if type(limit) is not int or not 1 <= limit <= ROWS_MAXIMUM:
+        raise RefusedRequest(f"limit is a number from 1 to {ROWS_MAXIMUM}")
+    return limit
+
+
 def _text(request: Mapping[str, Any], key: str) -> str | None:
     value = request.get(key)
     if value is not None and not (isinstance(value, str) and _is_path(value)):
@@ -165,10 +216,10 @@ def _is_path(text: object) -> bool:
         return False
 
 
-def _meant(folders: Mapping[str, Folder], text: str, absolute: str) -> dict[str, Meant]:
-    """What a path may mean, by folder. One that lies in no folder is meant to lie below the input of any."""
+def _meant(folders: Mapping[str, Folder], text: str, absolute: str, aside: str = "failed") -> dict[str, Meant]:
+    """What a path may mean, by folder: below its input, or `aside`. One in no folder is meant below either of any."""
     for name, folder in folders.items():
-        for side, root in enumerate((folder.input, folder.failed)):
+        for side, root in enumerate((folder.input, getattr(folder, aside) or folder.input)):
             for each in (str(root), os.path.realpath(root)):
                 if absolute.startswith(f"{each}/"):
                     below = {os.path.normpath(os.path.relpath(absolute, each)).removesuffix(REASON_SUFFIX)}

@@ -33,6 +33,7 @@ from rmbgd.store.records import (
     Target,
     Unfinished,
 )
+from rmbgd.store.review import Reviews
 
 REMEMBERED_SECONDS = 30 * 86_400.0
 REMEMBERED_ROWS = 1_000_000
@@ -42,6 +43,11 @@ _UNFINISHED = (
     "state, target, sha256_out, size_out, reason, detail FROM job"
 )
 
+# While a decision about an older version is carried out, its outputs are not anybody else's.
+_UNDECIDED = "WHERE NOT EXISTS (SELECT 1 FROM review WHERE folder=? AND path=? AND state IN ('approving','rejecting'))"
+
+_DECIDED = "id NOT IN (SELECT job FROM review WHERE state IN ('open', 'approving', 'rejecting'))"
+
 # Takes up a row that was released with attempts on it: they stay counted however often it is postponed.
 _RECLAIM = (
     "UPDATE OR IGNORE job SET state='claimed', attempt=attempt+1, ctime_ns=?, by_rename=?, final=?, claimed_at=? "
@@ -49,7 +55,7 @@ _RECLAIM = (
 )
 _CLAIM = (
     "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, first_seen, "
-    "claimed_at) VALUES (?,?,?,?,?,?,'claimed',1,?,?,?,?) ON CONFLICT DO NOTHING RETURNING id, attempt"
+    f"claimed_at) SELECT ?,?,?,?,?,?,'claimed',1,?,?,?,? {_UNDECIDED} ON CONFLICT DO NOTHING RETURNING id, attempt"
 )
 
 # A version that stays where it is and is not worked on.
@@ -78,6 +84,7 @@ class Ledger:
         self.is_new = self.database.is_new  # then it knows nothing of what lies in claim folders and beside outputs
         self.output_names = OutputNames(self.database)
         self.outbox = Outbox(self.database)
+        self.reviews = Reviews(self.database, self.output_names)
 
     def close(self) -> None:
         self.database.close()
@@ -96,7 +103,8 @@ class Ledger:
                 how = (candidate.by_rename, candidate.final)
                 again = (ctime_ns, *how, wall, folder, os.fsencode(path), inode, size, mtime_ns)
                 seen = wall - (now - candidate.first_seen)
-                new = (folder, os.fsencode(path), inode, size, mtime_ns, ctime_ns, *how, seen, wall)
+                of_path = (folder, os.fsencode(path))
+                new = (*of_path, inode, size, mtime_ns, ctime_ns, *how, seen, wall, *of_path)
                 rows = db.execute(_RECLAIM, again).fetchall() or db.execute(_CLAIM, new).fetchall()
                 for job_id, attempt in rows:
                     inside = (names.CLAIM_FOLDER, names.claimed_name(job_id, path)) if candidate.by_rename else (path,)
@@ -301,6 +309,10 @@ class Ledger:
         query = f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id"
         return [_unfinished(row) for row in self.database.all(query)]
 
+    def ended(self, job_id: int) -> Unfinished | None:
+        """A job that may be over; as in `unfinished`."""
+        return next((_unfinished(row) for row in self.database.all(f"{_UNFINISHED} WHERE id=?", (job_id,))), None)
+
     def counts(self) -> dict[str, int]:
         return dict(self.database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
@@ -315,7 +327,7 @@ class Ledger:
         cutoff = self.database.wall() - REMEMBERED_SECONDS
         excess = max(0, sum(self.counts().values()) - rows)
         found = self.database.all(
-            f"{_UNFINISHED} WHERE id>? AND (retired_at IS NOT NULL OR state='waiting') "
+            f"{_UNFINISHED} WHERE id>? AND (retired_at IS NOT NULL OR state='waiting') AND {_DECIDED} "
             "AND (coalesce(ended_at, claimed_at)<? OR ?) ORDER BY id LIMIT ?",
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
@@ -357,11 +369,9 @@ def _review(db: sqlite3.Connection, outcome: JobOutcome, wall: float) -> None:
     """Ask people about this set, if it is for them; what was asked of an older version of the input is settled."""
     keys = outcome.keys
     at = (keys["folder"], os.fsencode(keys["path"]))
-    replace_open = (
-        "UPDATE review SET state='replaced', decided_at=? "
-        "WHERE folder=? AND path=? AND state IN ('open', 'approving', 'rejecting')"
-    )
-    db.execute(replace_open, (wall, *at))
+    waiting = "folder=? AND path=? AND state IN ('open', 'approving', 'rejecting')"
+    db.execute(f"UPDATE job SET verdict='replaced' WHERE id IN (SELECT job FROM review WHERE {waiting})", at)  # noqa: S608 - our own words
+    db.execute(f"UPDATE review SET state='replaced', decided_at=? WHERE {waiting}", (wall, *at))  # noqa: S608 - likewise
     if keys.get("verdict") == "review":
         asked = (json.dumps(keys.get("reasons", [])), json.dumps(keys.get("review", {})))
         db.execute(

@@ -18,6 +18,7 @@ _SELECT = (
 # What is at this name is not in the set any more, and is known until it has been removed.
 _NOT_ANNOUNCED = "UPDATE target SET sha256=coalesce(sha256, pending), pending=NULL"
 _GIVE_UP = f"{_NOT_ANNOUNCED}, extension='~'||hex(target)"
+_OF_SLOT = "WHERE output=? AND folder=? AND source=? AND extension=?"
 
 
 def _values(key: SetKey) -> Row:
@@ -36,12 +37,7 @@ class OutputNames:
 
     def of(self, key: SetKey) -> dict[str, Target]:
         """Slot -> its name, of everything that this input has there: of its set, and of what is no longer in it."""
-        rows = self._database.all(_SELECT, _values(key))
-        found = {}
-        for slot, path, base, number, pending, sha256, size, inode, mtime_ns, sidecar in rows:
-            looks = (pending, sha256, size, None if inode is None else unsigned(inode), mtime_ns, bool(sidecar))
-            found[slot] = Target(key.output, os.fsdecode(path), slot, os.fsdecode(base), number, *looks)
-        return found
+        return _targets(key, self._database.all(_SELECT, _values(key)))
 
     def current(self, key: SetKey, wanted: Sequence[FileName]) -> list[Target]:
         """The names of a set that has just these files, in their order; empty where it has others or other names."""
@@ -104,6 +100,7 @@ class OutputNames:
         for place, file in enumerate(published.files):
             path, inode = os.fsencode(file.path), signed(file.inode)
             looks = (file.sha256, file.size, inode, file.mtime_ns, published.sidecar and place == 0)
+            db.execute(f"{_GIVE_UP} {_OF_SLOT} AND target<>?", (*_values(key), file.slot, path))
             db.execute(
                 "INSERT INTO target (output, folder, source, extension, target, base, number, sha256, size, inode, "
                 "mtime_ns, sidecar, used_at) VALUES (?,?,?,?,?,?,1,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
@@ -131,8 +128,7 @@ class OutputNames:
             number += 1
         paths = [os.fsencode(names.version_of(base, number)) for _, base in bases]
         for (slot, _), path in zip(bases, paths, strict=True):
-            where = "WHERE output=? AND folder=? AND source=? AND extension=? AND target<>?"
-            db.execute(f"{_GIVE_UP} {where}", (*_values(key), slot, path))
+            db.execute(f"{_GIVE_UP} {_OF_SLOT} AND target<>?", (*_values(key), slot, path))
         for (slot, base), path in zip(bases, paths, strict=True):
             db.execute(
                 "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "
@@ -148,6 +144,19 @@ class OutputNames:
         output, folder, source = _values(key)
         query = "SELECT 1 FROM target WHERE output=? AND target=? AND NOT (folder=? AND source=?)"
         return bool(db.execute(query, (output, os.fsencode(target), folder, source)).fetchall())
+
+
+def read_names(db: sqlite3.Connection, key: SetKey) -> dict[str, Target]:
+    """As OutputNames.of, over a connection that may only read."""
+    return _targets(key, db.execute(_SELECT, _values(key)))
+
+
+def _targets(key: SetKey, rows: Iterable[Row]) -> dict[str, Target]:
+    found = {}
+    for slot, path, base, number, pending, sha256, size, inode, mtime_ns, sidecar in rows:
+        looks = (pending, sha256, size, None if inode is None else unsigned(inode), mtime_ns, bool(sidecar))
+        found[slot] = Target(key.output, os.fsdecode(path), slot, os.fsdecode(base), number, *looks)
+    return found
 
 
 def _kept(had: Mapping[str, Target], wanted: Sequence[FileName]) -> list[Target]:

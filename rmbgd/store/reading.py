@@ -1,4 +1,4 @@
-"""Reads how jobs ended, beside the service that writes the ledger: what failed, and what was done.
+"""Reads how jobs ended, beside the service that writes the ledger: what failed, waits for review, and was done.
 
 Over a connection of its own that can only read: nobody waits for it.
 """
@@ -22,7 +22,13 @@ _SELECT = (
 )
 # An original that was adopted has no target: it was not processed.
 _ENDED = "(state='failed' OR state='done' AND target IS NOT NULL) AND ended_at>=? AND (? IS NULL OR +folder=?)"
-_ODD = "CASE WHEN state='failed' THEN 0 WHEN verdict='empty' THEN 1 WHEN verdict='full' THEN 2 ELSE 3 END"
+KINDS = ("failed", "review", "empty", "full", "done")
+"""Of jobs that are over, the oddest first."""
+_WAITS = "id IN (SELECT job FROM review WHERE state IN ('open', 'approving', 'rejecting'))"
+_ODD = (
+    "CASE WHEN state='failed' OR verdict='rejected' THEN 0 WHEN verdict='review' THEN 1 WHEN verdict='empty' THEN 2 "
+    "WHEN verdict='full' THEN 3 ELSE 4 END"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +59,10 @@ class Ending:
 
     @property
     def kind(self) -> str:
-        """failed, empty, full, or done."""
-        return self.verdict if self.state == "done" and self.verdict in ("empty", "full") else self.state
+        """One of KINDS; what was rejected in review has failed."""
+        if self.state == "done" and self.verdict == "rejected":
+            return "failed"
+        return self.verdict if self.state == "done" and self.verdict in KINDS else self.state
 
 
 @contextlib.contextmanager
@@ -70,15 +78,16 @@ def reading(path: str) -> Iterator[sqlite3.Connection]:
 
 
 def newest(db: sqlite3.Connection, state: str, limit: int, folder: str | None = None) -> list[Ending]:
-    """The last `limit` jobs that ended as `state`, the newest first: failed by their end, done by their claim."""
+    """The last `limit` jobs that ended as `state`, the newest first: failed by their end, others by their claim."""
     order = "ended_at" if state == "failed" else "id"  # the first has an index of its own, the second needs none
+    ended = _WAITS if state == "review" else f"state='{state}'"
     # The unary plus keeps SQLite from sorting all jobs of a folder to find the last few.
-    where = f"WHERE state='{state}' AND (? IS NULL OR +folder=?) ORDER BY {order} DESC LIMIT ?"
+    where = f"WHERE {ended} AND (? IS NULL OR +folder=?) ORDER BY {order} DESC LIMIT ?"
     return [_ending(row) for row in db.execute(f"{_SELECT} {where}", (folder, folder, limit))]
 
 
 def oddest(db: sqlite3.Connection, since: float, limit: int, folder: str | None = None) -> list[Ending]:
-    """Up to `limit` jobs that ended after `since`: failures, then those of verdict empty and full, the newest first."""
+    """Up to `limit` jobs that ended after `since`: by their kind, then the newest first."""
     query = f"{_SELECT} WHERE {_ENDED} ORDER BY {_ODD}, ended_at DESC, id DESC LIMIT ?"
     return [_ending(row) for row in db.execute(query, (since, folder, folder, limit))]
 
@@ -87,7 +96,7 @@ def counts_of_kinds(db: sqlite3.Connection, since: float, folder: str | None = N
     """How many of each kind ended after `since`, of which `oddest` answers the first."""
     query = f"SELECT {_ODD}, count(*) FROM job WHERE {_ENDED} GROUP BY 1"  # noqa: S608 - our own words
     found = dict(db.execute(query, (since, folder, folder)).fetchall())
-    return {kind: found.get(place, 0) for place, kind in enumerate(("failed", "empty", "full", "done"))}
+    return {kind: found.get(place, 0) for place, kind in enumerate(KINDS)}
 
 
 def failures(db: sqlite3.Connection, folder: str) -> dict[int, Ending]:

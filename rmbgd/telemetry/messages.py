@@ -60,6 +60,7 @@ SENTENCES = {
     "image.failed": "rejected {path}: {reason}[ ({detail})]",
     "image.postponed": "put back {path}: {why}[ ({detail})]",
     "image.retried": "{path} is tried again, as {person} asks[; it was {reason}]",
+    "review.decided": "{path} {decision}[ by {person}] ({how}) after {seconds:time} of review[ -> {output}]",
     "storage.paused": "paused, {kind}[ ({cause})] at {path}: {detail}",
     "storage.resumed": "resumed after {seconds:time} of {kind}[: {detail}]",
     "storage.retire_failed": "cannot move or delete the original {path}: {detail}",

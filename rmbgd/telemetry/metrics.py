@@ -37,6 +37,7 @@ LABELS: dict[str, tuple[str, ...]] = {
     "image.done": ("folder", "device", "model", "verdict"),
     "image.failed": ("folder", "reason"),
     "image.postponed": ("folder", "why"),
+    "review.decided": ("folder", "decision", "how"),
     "storage.paused": ("kind",),
     "storage.retire_failed": ("folder",),
     "engine.started": ("device",),
@@ -58,9 +59,11 @@ VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     ("folder.watching", "mode"): ("events", "poll"),
     ("folder.waiting", "cause"): ("missing", "not_mounted", "denied", "in_use"),
     ("watch.degraded", "cause"): ("watch_limit", "silent", "dead"),
-    ("image.done", "verdict"): ("ok", "empty", "full"),
+    ("image.done", "verdict"): ("ok", "review", "empty", "full"),
     ("image.failed", "reason"): tuple(Reason),
     ("image.postponed", "why"): ("incomplete", "storage", "memory", "changed", "stopping", "vanished"),
+    ("review.decided", "decision"): ("approved", "rejected"),
+    ("review.decided", "how"): ("command", "moved", "gone"),
     ("storage.paused", "kind"): (*sorted({*STORAGE_KINDS.values()}), "io_error", "ledger"),
     ("engine.fault", "kind"): ("lost", "memory", "nonsense"),
     ("engine.failover", "reason"): FINDINGS,
@@ -82,6 +85,7 @@ GAUGES = {  # key of the health event: name and meaning of the gauge
     "arena_bytes": ("arena_bytes", "leased for images in flight"),
     "arena_resident": ("arena_resident_bytes", "of the arena in memory"),
     "ledger_rows": ("ledger_rows", "jobs remembered"),
+    "reviews": ("waiting_reviews", "images that wait for review"),
 }
 
 

@@ -9,11 +9,13 @@ from rmbgd.config.layout import check_layout
 from rmbgd.config.load import parse
 from rmbgd.errors import ConfigError
 
+ROLES = ["input", "output", "done", "failed", "review", "state_directory", "runtime_directory"]
+
 
 def configured(base, *folders, metrics_file=None, **service):
     tables = []
     for number, folder in enumerate(folders):
-        names = {role: str(base / f"{role}{number}") for role in ("input", "output", "done", "failed")}
+        names = {role: str(base / f"{role}{number}") for role in ROLES[:5]}
         tables.append({"name": f"f{number}"} | names | {role: str(base / path) for role, path in folder.items()})
     places = {"state_directory": str(base / "state"), "runtime_directory": str(base / "run")}
     health = {} if metrics_file is None else {"metrics_file": metrics_file}
@@ -40,6 +42,10 @@ def test_folders_apart_are_fine_and_two_may_share_their_results(tmp_path, folder
         [{"output": "input0/out"}],
         [{"done": "input0/archive"}],
         [{"failed": "input0/a/b"}],
+        [{"review": "input0/people"}],
+        [{"input": "review0/in"}],
+        [{"review": "same", "output": "same"}],
+        [{"review": "same", "failed": "same"}],
         [{"input": "output0/in"}],
         [{"input": "done0/x"}],
         [{"output": "same", "done": "same"}],
@@ -79,7 +85,7 @@ def test_the_ledger_does_not_lie_in_a_drop_folder(tmp_path):
     assert problems(configured(tmp_path, {}, state_directory=str(tmp_path / "input0" / "state")))
 
 
-@pytest.mark.parametrize("role", ["input", "output", "done", "failed"])
+@pytest.mark.parametrize("role", ROLES[:5])
 @pytest.mark.parametrize(("setting", "name"), [("log_file", "events.jsonl"), ("metrics_file", "rmbgd.prom")])
 def test_files_of_the_service_do_not_lie_in_its_folders(tmp_path, role, setting, name):
     """Deep inside, and by way of a link; a rotated log would be taken for an image."""
@@ -113,7 +119,7 @@ def test_folder_of_the_log_that_systemd_makes_need_not_be_there(tmp_path, monkey
     assert [] == list(layout.missing_folders(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl"))))
 
 
-@pytest.mark.parametrize("role", ["input", "output", "done", "failed", "state_directory", "runtime_directory"])
+@pytest.mark.parametrize("role", ROLES)
 def test_file_is_no_folder(tmp_path, role):
     (tmp_path / "file").write_bytes(b"")
     of_service = role.endswith("directory")

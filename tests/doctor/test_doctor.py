@@ -41,7 +41,7 @@ DRIVER = {"driver": "560.35", "devices": [{"name": "RTX 4080", "memory_bytes": 1
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    places = {name: tmp_path / name for name in ("input", "output", "done", "failed")}
+    places = {name: tmp_path / name for name in ("input", "output", "done", "failed", "review")}
     for place in places.values():
         place.mkdir()
     return Folder(name="shop", **places)
@@ -164,7 +164,7 @@ def test_usable_folders_are_fine_and_left_as_they_were(folder: Folder) -> None:
     assert [] == [path for path in folder.input.parent.rglob("*") if path.is_file()]
 
 
-@pytest.mark.parametrize("role", ["input", "output", "done", "failed"])
+@pytest.mark.parametrize("role", ["input", "output", "done", "failed", "review"])
 def test_folder_that_is_missing_is_named(role: str, folder: Folder) -> None:
     path: Path = getattr(folder, role)
     path.rmdir()

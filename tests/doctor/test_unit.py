@@ -31,7 +31,7 @@ SHOWN = {  # as systemd 252 says it of the shipped unit
 
 
 def config(root: str, *, originals: str = "archive", **service: Path) -> Config:
-    roles = {role: Path(root, role) for role in ("input", "output", "failed", "done")}
+    roles = {role: Path(root, role) for role in ("input", "output", "failed", "done", "review")}
     return Config(folder=[Folder(name="main", originals=originals, **roles)], service=ServiceSettings(**service))
 
 
@@ -56,14 +56,14 @@ def test_folder_outside_the_units_world_is_named_with_its_cure(
 ) -> None:
     found = list(judge_unit(config(root), sandbox(SHOWN | changes)))
     texts = [f"{each.need}: {each.text}; {each.hint}" for each in found if each.state == "fail"]
-    assert len(texts) == (4 if said else 0)
+    assert len(texts) == (5 if said else 0)
     assert all(said in text and cure in text for text in texts)
     assert not texts or f"folder main, input: {root}/input" in texts[0]
 
 
 def test_an_input_that_is_only_read_may_be_read_only() -> None:
     found = judge_unit(config("/data", originals="keep"), sandbox(SHOWN))
-    assert ["folder main, output", "folder main, failed", "folder main, done"] == [each.need for each in found]
+    assert [f"folder main, {role}" for role in ("output", "failed", "done", "review")] == [each.need for each in found]
 
 
 @pytest.mark.parametrize(

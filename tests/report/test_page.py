@@ -72,7 +72,7 @@ def test_failures_come_first_and_each_image_stands_beside_its_cutout(it: Workspa
     assert len(sides) == 6
     assert "corrupt the decoder found damaged data: torn" in tags.text
     assert "80 × 60 px · 0.0 s · cpu ·" in tags.text
-    assert "Published 1 Rejected 1 Without a subject 1 Filling the frame 1" in tags.text
+    assert "Published 1 Rejected 1 Waiting for review 0 Without a subject 1 Filling the frame 1" in tags.text
 
 
 def test_the_page_needs_no_network_and_runs_nothing(it: Workspace) -> None:

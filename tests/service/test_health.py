@@ -21,7 +21,7 @@ from rmbgd.testing.clock import FakeClock
 PROCESS = {"rss_bytes": 1 << 28, "descriptors": 40, "threads": 12}
 SNAPSHOT = {
     "device": "cpu", "waiting": 3, "in_flight": 2, "oldest_waiting": 1.5, "arena_bytes": 0, "arena_resident": 0,
-    "channels": {}, "paused": None, "engine": {}, "ledger_rows": 7,
+    "channels": {}, "paused": None, "engine": {}, "ledger_rows": 7, "reviews": 2,
 }  # fmt: skip
 
 

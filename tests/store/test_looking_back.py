@@ -46,7 +46,7 @@ def paths(images: list[Ending]) -> list[str]:
 def test_what_went_wrong_comes_first_then_the_newest(ledger: str) -> None:
     found, counts = looked_back(ledger, limit=9)
     assert paths(found) == ["1.jpg", "2.jpg", "3.jpg", "4.jpg", "0.jpg"]
-    assert counts == {"failed": 1, "empty": 1, "full": 1, "done": 2}
+    assert counts == {"failed": 1, "review": 0, "empty": 1, "full": 1, "done": 2}
     assert [image.kind for image in found] == ["failed", "empty", "full", "done", "done"]
     first = found[0]
     assert (first.reason, first.detail, first.output) == ("corrupt", "torn", None)
