@@ -162,6 +162,11 @@ def version_of(path: str, number: int) -> str:
     return posixpath.join(folder, fit(f"{stem}~{number}{extension}"))
 
 
+def without_versions(folder: str) -> str:
+    """A folder's path as it would be if none of its names had been taken: s~2.x/t -> s.x/t"""
+    return "/".join(re.sub(r"(?<=.)~[1-9][0-9]*(?=(\.[^.]*)?$)", "", part) for part in folder.split("/"))
+
+
 def sources_of(output: str) -> list[str]:
     """Paths without suffix that an output of this path may have been made from, the likeliest first.
 

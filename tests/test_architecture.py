@@ -150,7 +150,7 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1790, 14),
+    "": (1800, 14),
     "backends": (2310, 18),
     "bench": (740, 4),
     "cli": (3170, 24),
@@ -162,16 +162,16 @@ BUDGET: dict[str, tuple[int, int]] = {
     "intake": (2150, 12),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1500, 9),
-    "publish": (1060, 6),
+    "pipeline": (1560, 10),
+    "publish": (1360, 7),
     "service": (2750, 16),
     "report": (250, 2),
     "evaluate": (735, 5),
-    "store": (1790, 12),
+    "store": (2040, 12),
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 225, 36_600, 37_500
+MODULES, LINES, TEST_LINES = 226, 37_150, 37_500
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -16,7 +16,7 @@ from rmbgd.intake.scanner import scan
 from rmbgd.publish import sidecar
 from rmbgd.publish.temporary import hash_of
 from rmbgd.store.ledger import Ledger
-from rmbgd.store.records import Adopted, OutputKey, Published
+from rmbgd.store.records import Adopted, FileName, Published, PublishedFile, SetKey
 
 AT_ONCE = 256  # originals in one commit
 
@@ -53,14 +53,14 @@ class Adoption:
             alive()
             version = version_of(status)
             if not self._ledger.handled(folder.name, path, version):
-                key = OutputKey(str(folder.output), folder.name, path, extension)
+                key, name = SetKey(str(folder.output), folder.name, path), FileName.of_output(path, extension)
                 with contextlib.suppress(OSError, ImageError):  # it has just gone, or is no file: an arrival like any
-                    yield from self._judge(key, version, os.path.join(root, path))
+                    yield from self._judge(key, name, version, os.path.join(root, path))
 
-    def _judge(self, key: OutputKey, version: FileVersion, source: str) -> Iterator[Adopted]:
+    def _judge(self, key: SetKey, name: FileName, version: FileVersion, source: str) -> Iterator[Adopted]:
         """Nothing where it has no output, or has one that is known to be of an older version."""
-        target = self._ledger.output_names.find(key)
-        possible = names.output_names(key.relative_path, key.extension) if target is None else (target.path,)
+        target = self._ledger.output_names.of(key).get(name.slot)
+        possible = (name.plain, name.later) if target is None else (target.path,)
         unknown = False
         for path in possible:
             output = os.path.join(key.output, path)
@@ -72,8 +72,8 @@ class Adoption:
                 continue  # another input's
             digest, size = hash_of(output)
             status = os.lstat(output)
-            identity = (digest, size, status.st_ino, status.st_mtime_ns)
-            published = Published(key.output, path, *identity, sidecar=bool(facts))
+            file = PublishedFile(name.slot, path, digest, size, inode=status.st_ino, mtime_ns=status.st_mtime_ns)
+            published = Published(key.output, (file,), sidecar=bool(facts))
             if "source" in facts and facts.get("sha256") == digest:
                 same = facts["source"] == sidecar.source_of(version)
                 yield Adopted(key, version if same else None, published)

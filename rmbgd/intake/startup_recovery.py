@@ -121,14 +121,13 @@ class Recovery:
         name = names.claimed_name(row.job_id, row.relative_path)
         inside = (names.CLAIM_FOLDER, name) if row.claimed_by_rename else (row.relative_path,)
         row = replace(row, source=os.path.join(root, *inside))
+        is_complete = row.state == "publishing" and cleanup.complete(row)
+        found.published += is_complete
         found.temporaries += cleanup.remove(row)
-        if row.state == "done":
+        if is_complete or row.state == "done":
             self._done(found, row)
         elif row.state == "failed":
             self._refuse_again(found, row)
-        elif row.state == "publishing" and cleanup.complete(row):
-            found.published += 1
-            self._done(found, row)
         elif not _is_same(row):  # a new version, or its rename never happened: what is there is a new arrival
             if row.claimed_by_rename and os.path.lexists(row.source):
                 put_back(root, name, row.relative_path, self._fs)

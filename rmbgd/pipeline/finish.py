@@ -20,14 +20,16 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
+from rmbgd.naming import EXTENSIONS
 from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, Timing
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
+from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import Publisher, SourceChanged
 from rmbgd.publish.temporary import Temporary
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
-from rmbgd.store.records import ContentKey, Job, Known, Published
+from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 
 T = TypeVar("T")
 
@@ -104,16 +106,16 @@ class Finisher:
         outcome = self._done(cutout, report)
         published = self._retry(lambda: self._publish(cutout, recipe, report, outcome), job, heartbeat)
         self._deliver(outcome, job, cutout.timing)
-        key, where = self._content_key(job, cutout.facts), (published.output, published.path)
-        return Known(key, *where, published.sha256, published.size, report)
+        return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
 
     def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:
         job, timing = cutout.job, cutout.timing
         clock = self.context.clock
         begun = encoded = clock.monotonic()
 
-        def write(temporary: Temporary) -> None:
+        def write(files: FileSet) -> None:
             nonlocal encoded
+            temporary = files.create(FileName.of_output(job.relative_path, EXTENSIONS[recipe.format]))
             self._encode(cutout, recipe, temporary, empty=report["verdict"] == "empty")
             encoded = clock.monotonic()
             timing.add("encode", encoded - begun)

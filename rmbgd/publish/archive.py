@@ -10,7 +10,8 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from rmbgd import naming as names
 from rmbgd.access_rights import CHANGE, mend, why_unchangeable
@@ -20,10 +21,11 @@ from rmbgd.errors import ImageError, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, same_content, storage_faults
 from rmbgd.publish import sidecar
-from rmbgd.publish.temporary import GONE, carry_sidecars, hash_of, move_into
+from rmbgd.publish.file_set import holds, remove_replaced, roots_of_sets, stands, temporary_kind
+from rmbgd.publish.temporary import GONE, carry_sidecars, move_into
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
-from rmbgd.store.records import Job, Published, Unfinished
+from rmbgd.store.records import Job, Published, PublishedFile, SetKey, Target, Unfinished
 
 RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that may not be moved is no reason to hurry
 
@@ -117,38 +119,78 @@ class Cleanup:
         self._folders, self._ledger, self._fs = folders, ledger, fs
 
     def complete(self, row: Unfinished) -> bool:
-        """Did the rename of an announced output happen? Then the job is done, and is recorded so."""
-        if row.target is None or row.sha256_out is None:
+        """Did the files of an announced set get their names? Then the job is done, and is recorded so.
+
+        Where some have and the others still lie beside them, these get theirs; else none keeps its name.
+        """
+        had = self._had(row)
+        announced = [target for target in had if target.pending is not None]
+        # The first had to come last.
+        announced.sort(key=lambda target: (target.path, target.pending) == (row.target, row.sha256_out))
+        if not announced or announced[-1].pending != row.sha256_out:
             return False
-        output = str(self._folders[row.folder].output)
-        path = os.path.join(output, row.target)
-        with storage_faults(path):
-            try:
-                if hash_of(path) != (row.sha256_out, row.size_out):
-                    return False
-                status = os.lstat(path)
-            except ImageError:  # a link or a folder of somebody else
+        first = announced[-1]
+        with storage_faults(first.output):
+            missing = [target for target in announced if not holds(target.full, target.pending)]
+            if missing and not self._finish(row, announced, missing):
+                if sidecar.is_of(first, row):
+                    sidecar.remove(first, row, self._fs)
                 return False
-            except OSError as error:
-                if error.errno in GONE:
-                    return False
-                raise
-            # The rename may not be on the disk yet: what is recorded as done must be.
-            self._fs.sync_folder(os.path.dirname(path))
-            beside = sidecar.recover(output, row, self._fs)
-        identity = (row.sha256_out, status.st_size, status.st_ino, status.st_mtime_ns)
-        self._ledger.done(row.job_id, Published(output, row.target, *identity, sidecar=beside))
+            besides = [target for target in had if target.pending is None]
+            changed = {*announced, *remove_replaced(besides, row, self._fs)}
+            # The renames may not be on the disk yet: what is recorded as done must be.
+            for folder in sorted({os.path.dirname(target.full) for target in changed}):
+                self._fs.sync_folder(folder)
+            files = tuple(_as_published(target) for target in reversed(announced))
+            published = Published(first.output, files, sidecar=sidecar.recover(first, row, self._fs))
+        self._ledger.done(row.job_id, published, removed=besides)
         return True
+
+    def _finish(self, row: Unfinished, announced: Sequence[Target], missing: Sequence[Target]) -> bool:
+        """Give the files that have no names theirs; where that cannot be, take them from those that have."""
+        renamed = [target for target in announced if target not in missing and target.pending != target.sha256]
+        if not renamed:  # no name was given: as if it had not been announced
+            return False
+        kinds = [temporary_kind(number) for number in range(len(announced))]
+        for target in missing:
+            folder = os.path.dirname(target.full)
+            paths = [os.path.join(folder, names.temporary_name(row.job_id, kind)) for kind in kinds]
+            lying = next((path for path in paths if holds(path, target.pending)), None)
+            try:
+                if lying is None:
+                    break
+                (self._fs.rename if stands(target) else self._fs.rename_noreplace)(lying, target.full)
+            except (FileExistsError, IsADirectoryError):
+                break
+            renamed.append(target)
+        else:
+            return True
+        for target in renamed:
+            self._fs.unlink(target.full)
+            self._fs.sync_folder(os.path.dirname(target.full))
+        return False
 
     def remove(self, row: Unfinished) -> int:
         """Remove the temporaries of one job; answers how many."""
         roots, found = _roots(self._folders[row.folder]), 0
-        parents = {os.path.dirname(row.relative_path), os.path.dirname(row.target or ""), ""}
-        for root, parent, kind in itertools.product(roots, parents, TEMPORARY_KINDS):
-            with storage_faults(root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._fs.unlink(os.path.join(root, parent, names.temporary_name(row.job_id, kind)))
-                found += 1
-        return found
+        had = self._had(row)
+        paths = (row.relative_path, row.target or "", *(target.path for target in had))
+        parents = {"", *map(os.path.dirname, paths)}
+        for number in itertools.count():
+            kinds = TEMPORARY_KINDS if number == 0 else (temporary_kind(number),)
+            before = found
+            for root, parent, kind in itertools.product(roots, parents, kinds):
+                with storage_faults(root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    self._fs.unlink(os.path.join(root, parent, names.temporary_name(row.job_id, kind)))
+                    found += 1
+            if number >= len(had) and found == before:  # they are made, and get their names, from one end
+                return found
+        raise AssertionError("unreachable: some number is too large")
+
+    def _had(self, row: Unfinished) -> list[Target]:
+        """Everything that has a name of this input."""
+        keys = (SetKey(root, row.folder, row.relative_path) for root in roots_of_sets(self._folders[row.folder]))
+        return [target for key in keys for target in self._ledger.output_names.of(key).values()]
 
     def remove_all(self, folders: Iterable[str], alive: Callable[[], None] = lambda: None) -> int:
         """Remove every temporary of ours there: for when the ledger is new and cannot say whose they were."""
@@ -164,4 +206,11 @@ class Cleanup:
 
 
 def _roots(folder: Folder) -> list[str]:
-    return [str(root) for root in (folder.output, folder.failed, folder.done) if root is not None]
+    others = [str(root) for root in (folder.failed, folder.done) if root is not None]
+    return [*roots_of_sets(folder), *others]
+
+
+def _as_published(target: Target) -> PublishedFile:
+    status = os.lstat(target.full)
+    file = PublishedFile(target.slot, target.path, target.pending or "", status.st_size)
+    return replace(file, inode=status.st_ino, mtime_ns=status.st_mtime_ns)

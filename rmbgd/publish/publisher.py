@@ -1,14 +1,14 @@
-"""Publishes outputs: temporary, sync, ledger, rename, folder sync, ledger, archive.
+"""Publishes the files of an image: temporaries, sync, ledger, renames, folder syncs, ledger, archive.
 
-In that order and no step less, so that a name appears only when the file is complete and on disk, and a crash between
-any two steps ends the same way at the next start.
+In that order and no step less, so that a name appears only when every file of the set is complete and on disk, and a
+crash between any two steps ends the same way at the next start: with the whole set, or with none of it.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock
@@ -19,11 +19,12 @@ from rmbgd.fs import FileSystem, SystemFileSystem, open_regular, same_content, s
 from rmbgd.mounts import is_there
 from rmbgd.publish import sidecar
 from rmbgd.publish.archive import Archiver, Cleanup
+from rmbgd.publish.file_set import FileSet, remove_replaced, roots_of_sets, stands
 from rmbgd.publish.quarantine import Quarantine
-from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, is_beneath, make_folders
+from rmbgd.publish.temporary import GONE, Temporary, copy, make_folders
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
-from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Target
+from rmbgd.store.records import ContentKey, FileName, Job, Known, Published, PublishedFile, SetKey, Target
 
 ORIGINAL_MISSING = "original_missing"
 """A note of image.done: somebody removed the original after it was read, so there was nothing to archive."""
@@ -57,43 +58,49 @@ class Publisher:
     def publish(
         self,
         job: Job,
-        write: Callable[[Temporary], None],
+        write: Callable[[FileSet], None],
         outcome: JobOutcome,
         *,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         sidecar_facts: Mapping[str, object] | None = None,
     ) -> Published:
-        """Make what `write` writes the output of the job's input, then archive the original.
+        """Make the files that `write` makes the set of the job's input, all or none, then archive the original.
 
-        `outcome` is stored with it, for `deliver`. `content` and `report` make the answer known for equal images;
-        `sidecar_facts` become the <output>.json, which is published before the image.
+        `outcome` is stored with it, for `deliver`, and gets `outputs`, but for one plain output. `content` and `report`
+        make the set known for equal images, unless it goes to people. `sidecar_facts` become the <output>.json beside
+        the first file, which is published before it.
         """
-        with self._open_temporary(job) as temporary:
-            write(temporary)
-            return self._record(job, self._place(temporary, job, outcome, sidecar_facts), outcome, content, report)
+        with self._open_set(job) as files:
+            write(files)
+            content = None if files.review else content
+            return self._record(job, *self._place(files, job, outcome, sidecar_facts), outcome, content, report)
 
     def publish_copy(
-        self, job: Job, known: Known, outcome: JobOutcome, *, sidecar_facts: Mapping[str, object] | None = None
+        self,
+        job: Job,
+        known: Known,
+        outcome: JobOutcome,
+        *,
+        wanted: Sequence[FileName] = (),
+        sidecar_facts: Mapping[str, object] | None = None,
     ) -> Published | None:
-        """Publish the answer that equal content got before.
+        """Publish the set that equal content got before; `wanted`: names of its files here, without any a plain one's.
 
-        None, and the answer is forgotten, when that output is not there any more or is another: compute it.
+        None, and the set is forgotten, when a file of it is not there any more or is another: compute it.
         """
-        with storage_faults(str(self._folders[job.folder].output)):
+        wanted = wanted or [self._plain_name(job)]
+        key = SetKey(str(self._folders[job.folder].output), job.folder, job.relative_path)
+        with storage_faults(key.output):
             self._check_unchanged(job, outcome)
-            target = self._ledger.output_names.find(self._key(job))
-            if target is not None and target.sha256 == known.sha256 and self._stands(target):
-                assert target.inode is not None
-                assert target.mtime_ns is not None
-                identity = (known.sha256, known.size, target.inode, target.mtime_ns)
-                published = Published(target.output, target.path, *identity, sidecar=target.sidecar)
-                return self._record(job, published, outcome)
-        with self._open_temporary(job) as temporary:
-            if not _copy_known(known, temporary):
-                self._ledger.forget_content(known.key)
-                return None
-            return self._record(job, self._place(temporary, job, outcome, sidecar_facts), outcome)
+            if (published := self._standing(key, known, wanted)) is not None:
+                return self._record(job, published, (), outcome)
+        with self._open_set(job) as files:
+            for name, file in zip(wanted, known.files, strict=True):
+                if not _copy_known(known.output, file, files.create(name, **file.facts)):
+                    self._ledger.forget_content(known.key)
+                    return None
+            return self._record(job, *self._place(files, job, outcome, sidecar_facts), outcome)
 
     def deliver(self, outcome: JobOutcome) -> None:
         """Emit the event of a job that was published or refused, as it was stored and whole."""
@@ -101,63 +108,91 @@ class Publisher:
 
     # ---------------------------------------------------------------------------------------------- steps
 
-    def _open_temporary(self, job: Job) -> Temporary:
-        output = str(self._folders[job.folder].output)
-        with storage_faults(output):
-            below = make_folders(output, os.path.dirname(job.relative_path), self._fs)
-            return Temporary(output, below, names.temporary_name(job.job_id), self._mode(job), self._fs)
+    def _open_set(self, job: Job) -> FileSet:
+        return FileSet(job, str(self._folders[job.folder].output), self._mode(job), self._fs)
+
+    def _plain_name(self, job: Job) -> FileName:
+        recipe = self._config.recipe_of(self._folders[job.folder])
+        return FileName.of_output(job.relative_path, names.EXTENSIONS[recipe.format])
 
     def _record(
         self,
         job: Job,
         published: Published,
+        removed: Sequence[Target],
         outcome: JobOutcome,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
     ) -> Published:
         outcome.add(output=published.path, bytes_out=published.size, sha256_out=published.sha256)
+        if not published.is_plain:
+            outcome.add(outputs=published.outputs)
         kept = self._folders[job.folder].originals == "keep" and not job.claimed_by_rename
-        self._ledger.done(job.job_id, published, outcome, content=content, report=report, original_moved=kept)
+        self._ledger.done(
+            job.job_id, published, outcome, content=content, report=report, original_moved=kept, removed=removed
+        )
         if not kept and not self.archiver.archive(job):
             _note_missing(outcome)
         return published
 
     def _place(
-        self, temporary: Temporary, job: Job, outcome: JobOutcome, facts: Mapping[str, object] | None
-    ) -> Published:
-        """Rename to the name that belongs to this input, or to another where a file that is not ours stands; sync."""
-        key = self._key(job)
-        with storage_faults(temporary.root):
+        self, files: FileSet, job: Job, outcome: JobOutcome, facts: Mapping[str, object] | None
+    ) -> tuple[Published, Sequence[Target]]:
+        """Rename to the names that belong to this input, or to others where a file that is not ours stands; sync.
+
+        Answers also what the input had besides, which is removed.
+        """
+        output, *review = (
+            SetKey(root, job.folder, job.relative_path) for root in roots_of_sets(self._folders[job.folder])
+        )
+        key, elsewhere = (review[0], ()) if files.review else (output, review)
+        with storage_faults(key.output):
             self._check_unchanged(job, outcome)
-            temporary.seal()
+            files.seal()
+            described = files.described(key.output)
             while True:
-                target = self._ledger.publishing(outcome, key, temporary.below, temporary.sha256, temporary.size)
-                below = make_folders(target.output, os.path.dirname(target.path), self._fs)
-                if below != os.path.dirname(target.path):
-                    self._ledger.output_names.move(key, below=below)
-                elif self._place_at(target, temporary, job, facts):
+                targets, besides = self._ledger.publishing(outcome, key, described, elsewhere)
+                wanted = {os.path.dirname(target.path) for target in targets}
+                made = {below: make_folders(key.output, below, self._fs) for below in wanted}
+                if any(below != folder for below, folder in made.items()):
+                    self._ledger.output_names.move(key, targets, made)
+                elif self._place_at(targets, files, job, facts):
                     break
                 else:
-                    self._ledger.output_names.move(key)
-            path = os.path.join(target.output, target.path)
-            status = os.lstat(path)
-            self._fs.sync_folder(os.path.dirname(path))
-        identity = (temporary.sha256, temporary.size, status.st_ino, status.st_mtime_ns)
-        return Published(target.output, target.path, *identity, sidecar=facts is not None)
+                    self._ledger.output_names.move(key, targets)
+            published = files.published(targets, sidecar=facts is not None)
+            changed = {*targets, *remove_replaced(besides, job, self._fs)}
+            for path in sorted({os.path.dirname(target.full) for target in changed}):
+                self._fs.sync_folder(path)
+        return published, besides
 
-    def _place_at(self, target: Target, temporary: Temporary, job: Job, facts: Mapping[str, object] | None) -> bool:
-        """False: a file that we did not write stands at the target, or where its sidecar belongs."""
-        path = os.path.join(target.output, target.path)
-        # The same bytes: published just before the ledger was damaged, so that it does not know of it any more.
-        ours = self._stands(target, temporary.sha256)
-        if not ours and os.path.lexists(path):
+    def _place_at(
+        self, targets: Sequence[Target], files: FileSet, job: Job, facts: Mapping[str, object] | None
+    ) -> bool:
+        """False: a file that we did not write stands at one of the names, or where the sidecar belongs."""
+        if (ours := files.ours(targets)) is None:
             return False
-        if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(job), self._fs):
+        files.bring_beside(targets)
+        if facts is not None and not sidecar.write(targets[0], files.first, job, facts, self._mode(job), self._fs):
             return False
-        placed = temporary.publish(path, replace=ours)
-        if facts is None or not placed:
-            sidecar.remove(target, job, self._fs)
+        placed = False
+        try:
+            placed = files.rename(targets, ours)
+        finally:
+            for target in targets[placed and facts is not None :]:
+                sidecar.remove(target, job, self._fs)
         return placed
+
+    def _standing(self, key: SetKey, known: Known, wanted: Sequence[FileName]) -> Published | None:
+        """The input's set as it stands, where that is what equal content got."""
+        targets = self._ledger.output_names.current(key, wanted)
+        found = []
+        for target, file in zip(targets, known.files, strict=False):
+            if target.sha256 != file.sha256 or target.inode is None or target.mtime_ns is None or not stands(target):
+                return None
+            here = replace(file, slot=target.slot, path=target.path)
+            found.append(replace(here, inode=target.inode, mtime_ns=target.mtime_ns))
+        return Published(key.output, tuple(found), sidecar=targets[0].sidecar) if found else None
 
     def _check_unchanged(self, job: Job, outcome: JobOutcome) -> None:
         """The cutout of an input that was removed since is published; one whose whole folder is away waits for it."""
@@ -174,27 +209,6 @@ class Publisher:
             if not same_content(status, job.version):
                 raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
 
-    def _stands(self, target: Target, *known: str) -> bool:
-        """Is what stands at the target a file of ours, as we published it or were about to? `known`: more hashes."""
-        path = os.path.join(target.output, target.path)
-        if not is_beneath(target.output, os.path.dirname(target.path)):
-            return False
-        try:
-            status = os.lstat(path)
-        except FileNotFoundError:
-            return False
-        if not stat.S_ISREG(status.st_mode):
-            return False
-        if (status.st_ino, status.st_size, status.st_mtime_ns) == (target.inode, target.size, target.mtime_ns):
-            return True
-        mine = {target.pending, target.sha256, *known} - {None}
-        return bool(mine) and hash_of(path)[0] in mine  # restored from a backup, or renamed just before a crash
-
-    def _key(self, job: Job) -> OutputKey:
-        folder = self._folders[job.folder]
-        extension = names.EXTENSIONS[self._config.recipe_of(folder).format]
-        return OutputKey(str(folder.output), job.folder, job.relative_path, extension)
-
     def _mode(self, job: Job) -> int:
         return int(self._config.recipe_of(self._folders[job.folder]).file_mode, 8)
 
@@ -204,10 +218,10 @@ def _note_missing(outcome: JobOutcome) -> None:
     outcome.add(notes=[*(note for note in notes if note != ORIGINAL_MISSING), ORIGINAL_MISSING])
 
 
-def _copy_known(known: Known, temporary: Temporary) -> bool:
-    """False when the known output cannot be read, or is not what was published."""
+def _copy_known(output: str, known: PublishedFile, temporary: Temporary) -> bool:
+    """False when the known file cannot be read, or is not what was published."""
     try:
-        source = open_regular(os.path.join(known.output, known.path))
+        source = open_regular(os.path.join(output, known.path))
     except (OSError, ImageError):
         return False
     with open(source, "rb") as file:

@@ -26,7 +26,8 @@ def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, objec
     path = sidecar_path(target)
     story = {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "output": target.path}
     story |= {"sha256": cutout.sha256, "bytes": cutout.size, "source": source_of(job.version)}
-    with Temporary(target.output, cutout.below, names.temporary_name(job.job_id, ".json"), mode, fs) as temporary:
+    below = os.path.dirname(target.path)
+    with Temporary(target.output, below, names.temporary_name(job.job_id, ".json"), mode, fs) as temporary:
         temporary.write(json.dumps(story | dict(facts), indent=1).encode() + b"\n")
         return temporary.publish(path, replace=is_ours(path, job))
 
@@ -38,15 +39,18 @@ def remove(target: Target, job: Job, fs: FileSystem) -> None:
         fs.unlink(path)
 
 
-def recover(output: str, row: Unfinished, fs: FileSystem) -> bool:
+def recover(target: Target, row: Unfinished, fs: FileSystem) -> bool:
     """After a crash: is there a sidecar of the row's own output? One of an older version is removed."""
-    path = os.path.join(output, names.sidecar_name(row.target or ""))
-    if not is_ours(path, row):
-        return False
-    if read_json(path).get("sha256") == row.sha256_out:
+    if is_of(target, row):
         return True
-    fs.unlink(path)
+    remove(target, row, fs)
     return False
+
+
+def is_of(target: Target, row: Unfinished) -> bool:
+    """Was it written for the output that the row was about to publish?"""
+    path = sidecar_path(target)
+    return is_ours(path, row) and read_json(path).get("sha256") == row.sha256_out
 
 
 def source_of(version: FileVersion) -> dict[str, int]:

@@ -93,6 +93,7 @@ class Temporary:
 
     def __init__(self, root: str, below: str, name: str, mode: int, fs: FileSystem) -> None:
         self.root, self.below, self.path, self._fs = root, below, os.path.join(root, below, name), fs
+        self._mode = mode
         try:
             self._descriptor = fs.create(self.path, mode)
         except FileExistsError:  # left by an earlier try of the same job, whose clean-up failed
@@ -112,6 +113,12 @@ class Temporary:
         if self._hashed is not None:
             self._digest.update(data)
             self._hashed += memoryview(data).nbytes
+
+    def read(self) -> bytes:
+        """What has been written, as the file has it."""
+        with open(self._descriptor if self._open else self.path, "rb", closefd=not self._open) as file:
+            file.seek(0)
+            return file.read()
 
     def seal(self) -> None:
         """Sync and close; `sha256` and `size` are then known. Raises OSError: the file must not be used then.
@@ -136,6 +143,35 @@ class Temporary:
             return False
         self._there = False
         return True
+
+    def withdraw(self, path: str) -> None:
+        """Take it back from `path`: it is a temporary again."""
+        self._fs.rename(path, self.path)
+        self._there = True
+
+    def move(self, root: str, below: str) -> None:
+        """Bring it beside its target, once it is sealed; copied and synced where that is on another file system."""
+        name = os.path.basename(self.path)
+        path = os.path.join(root, below, name)
+        try:
+            self._fs.rename(self.path, path)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self._copy(root, below, name)
+        self.root, self.below, self.path = root, below, path
+
+    def release(self) -> None:
+        """It stays: somebody else removes or renames it."""
+        self._there = False
+
+    def _copy(self, root: str, below: str, name: str) -> None:
+        with open(open_regular(self.path), "rb") as file, Temporary(root, below, name, self._mode, self._fs) as there:
+            if copy(file.fileno(), there.fileno()) != (self.sha256, self.size):
+                raise OSError(errno.EIO, "the copy differs from what was written", self.path)
+            there.seal()
+            self._fs.unlink(self.path)
+            there.release()
 
     def _close(self) -> None:
         self._open = False

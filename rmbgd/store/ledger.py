@@ -9,18 +9,30 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, replace
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.errors import Reason
 from rmbgd.fs import FileVersion
-from rmbgd.store.database import Database, Row, signed, storable, unsigned, version_values
+from rmbgd.store.database import Database, Row, storable, unsigned, version_values
 from rmbgd.store.opening import Check
 from rmbgd.store.outbox import JobOutcome, Outbox, refused
 from rmbgd.store.output_names import OutputNames
-from rmbgd.store.records import Adopted, Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
+from rmbgd.store.records import (
+    Adopted,
+    Candidate,
+    ContentKey,
+    Job,
+    Known,
+    Published,
+    PublishedFile,
+    SetFile,
+    SetKey,
+    Target,
+    Unfinished,
+)
 
 REMEMBERED_SECONDS = 30 * 86_400.0
 REMEMBERED_ROWS = 1_000_000
@@ -134,19 +146,27 @@ class Ledger:
 
     # ---------------------------------------------------------------------------------------------- outcomes
 
-    def publishing(self, outcome: JobOutcome, key: OutputKey, below: str, sha256: str, size: int) -> Target:
-        """About to rename: after a crash, a file of this hash at the target means that the rename has happened.
+    def publishing(
+        self, outcome: JobOutcome, key: SetKey, files: Sequence[SetFile], elsewhere: Iterable[SetKey] = ()
+    ) -> tuple[list[Target], list[Target]]:
+        """About to rename: after a crash, what has these hashes at these names is of the set, and is all of it or none.
 
-        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours.
+        Answers the names as they were before: `pending` and `sha256` tell which files there are ours. And what the
+        input has besides, also `elsewhere`, which is to be removed. The outcome gets `outputs`, but for a plain one.
         """
+        first = files[0]
         with self.database.transaction() as db:
-            target = self.output_names.assign(db, key, below)
-            output, path = os.fsencode(target.output), os.fsencode(target.path)
+            targets, besides = self.output_names.assign(db, key, [file.name for file in files])
+            besides += [target for other in elsewhere for target in self.output_names.of(other).values()]
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
-            db.execute(update, (path, sha256, size, outcome.job_id))
-            db.execute("UPDATE target SET pending=? WHERE output=? AND target=?", (sha256, output, path))
+            db.execute(update, (os.fsencode(targets[0].path), first.sha256, first.size, outcome.job_id))
+            self.output_names.announce(db, zip(targets, (file.sha256 for file in files), strict=True), besides)
+            made = zip(targets, files, strict=True)
+            named = [PublishedFile(target.slot, target.path, *astuple(file)[1:]) for target, file in made]
+            if not (announced := Published(key.output, tuple(named))).is_plain:
+                outcome.add(outputs=announced.outputs)
             self.outbox.put(db, outcome)
-        return target
+        return targets, besides
 
     def done(
         self,
@@ -157,10 +177,11 @@ class Ledger:
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         original_moved: bool = False,
+        removed: Sequence[Target] = (),
     ) -> None:
-        """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse.
+        """The set stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse.
 
-        Without an `outcome` the stored one says how it was made.
+        Without an `outcome` the stored one says how it was made. `removed`: what the input does not have any more.
         """
         wall, sha256, size = self.database.wall(), published.sha256, published.size
         output, path = os.fsencode(published.output), os.fsencode(published.path)
@@ -168,19 +189,20 @@ class Ledger:
             told = outcome or self.outbox.pending(job_id)
             db.execute(
                 "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=?, "
-                "verdict=?, width=?, height=?, device=?, seconds=? WHERE id=?",
+                "verdict=?, width=?, height=?, device=?, seconds=?, score=?, coverage=? WHERE id=?",
                 (wall, wall if original_moved else None, path, sha256, size, *_of_done(told), job_id),
             )
-            db.execute(
-                "UPDATE target SET pending=NULL, sha256=?, size=?, inode=?, mtime_ns=?, sidecar=?, used_at=? "
-                "WHERE output=? AND target=?",
-                (sha256, size, signed(published.inode), published.mtime_ns, published.sidecar, wall, output, path),
-            )
+            self.output_names.publish(db, published)
+            if removed:
+                self.output_names.forget(db, removed)
             if content is not None:
+                files = None if published.is_plain else json.dumps([*map(astuple, published.files)])
                 db.execute(
-                    "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?)",
-                    (*astuple(content), output, path, sha256, size, json.dumps(dict(report or {})), wall),
+                    "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?,?)",
+                    (*astuple(content), output, path, sha256, size, json.dumps(dict(report or {})), wall, files),
                 )
+            if told is not None and (removed or told.keys.get("verdict") == "review"):
+                _review(db, told, wall)
             if outcome is not None:
                 self.outbox.put(db, outcome)
 
@@ -213,12 +235,16 @@ class Ledger:
 
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:
         """What equal bytes and an equal recipe gave before. Whether the file still stands, the publisher sees."""
-        query = "SELECT output, target, sha256_out, size_out, report FROM content WHERE sha256_in=? AND recipe_hash=?"
+        query = (
+            "SELECT output, target, sha256_out, size_out, report, files FROM content "
+            "WHERE sha256_in=? AND recipe_hash=?"
+        )
         if (row := self.database.one(query, (sha256_in, recipe_hash))) is None:
             return None
-        output, path, sha256, size, report = row
-        key = ContentKey(sha256_in, recipe_hash)
-        return Known(key, os.fsdecode(output), os.fsdecode(path), sha256, size, json.loads(report))
+        output, path, sha256, size, report, stored = row
+        files = [("", os.fsdecode(path), sha256, size)] if stored is None else json.loads(stored)
+        known = tuple(PublishedFile(*file) for file in files)
+        return Known(ContentKey(sha256_in, recipe_hash), os.fsdecode(output), known, json.loads(report))
 
     def forget_content(self, key: ContentKey) -> None:
         """The known output is not there any more, or is another: the next equal image is computed."""
@@ -301,7 +327,9 @@ class Ledger:
             db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))
             db.execute(
                 "DELETE FROM target WHERE used_at<? AND NOT EXISTS "
-                "(SELECT 1 FROM job WHERE job.folder=target.folder AND job.path=target.source)",
+                "(SELECT 1 FROM job WHERE job.folder=target.folder AND job.path=target.source) AND NOT EXISTS "
+                "(SELECT 1 FROM review WHERE review.folder=target.folder AND review.path=target.source "
+                "AND review.state IN ('open', 'approving', 'rejecting'))",
                 (_oldest(db, "target", rows, cutoff),),
             )
         return old[-1].job_id if old else 0
@@ -317,11 +345,30 @@ def _unfinished(row: Row) -> Unfinished:
 
 
 def _of_done(outcome: JobOutcome | None) -> tuple[object, ...]:
-    """Verdict, width, height, device and seconds of image.done, as far as they are known."""
+    """Verdict, width, height, device, seconds, score and coverage of image.done, as far as they are known."""
     keys = {} if outcome is None else outcome.keys
     total = keys.get("milliseconds", {}).get("total")
     seconds = None if total is None else round(total / 1000.0, 3)
-    return (*(keys.get(name) for name in ("verdict", "width", "height", "device")), seconds)
+    made, found = ("verdict", "width", "height", "device"), ("score", "coverage")
+    return (*(keys.get(name) for name in made), seconds, *(keys.get(name) for name in found))
+
+
+def _review(db: sqlite3.Connection, outcome: JobOutcome, wall: float) -> None:
+    """Ask people about this set, if it is for them; what was asked of an older version of the input is settled."""
+    keys = outcome.keys
+    at = (keys["folder"], os.fsencode(keys["path"]))
+    replace_open = (
+        "UPDATE review SET state='replaced', decided_at=? "
+        "WHERE folder=? AND path=? AND state IN ('open', 'approving', 'rejecting')"
+    )
+    db.execute(replace_open, (wall, *at))
+    if keys.get("verdict") == "review":
+        asked = (json.dumps(keys.get("reasons", [])), json.dumps(keys.get("review", {})))
+        db.execute(
+            "INSERT OR REPLACE INTO review (job, folder, path, since, score, unusual, reasons, facts, state) "
+            "VALUES (?,?,?,?,?,?,?,?,'open')",
+            (outcome.job_id, *at, wall, keys.get("score"), keys.get("unusual"), *asked),
+        )
 
 
 def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:

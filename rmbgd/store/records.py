@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rmbgd import naming as names
 from rmbgd.fs import FileVersion
 
 
@@ -58,21 +60,54 @@ class Unfinished(Job):
 
 
 @dataclass(frozen=True, slots=True)
-class OutputKey:
-    """Which output is meant: of which input, in which output folder, in which format (".png")."""
+class FileName:
+    """Where one file of an image's set goes, below the root of the set.
+
+    slot   which file of the set it is, for good: ".png" of a plain output, else what tells it from the others
+    plain  its name, and `later` the one where another input has a plain name of this set
+    """
+
+    slot: str
+    plain: str
+    later: str
+
+    @classmethod
+    def of_output(cls, relative_path: str, extension: str) -> FileName:
+        """Of the one output of an image, named and placed as the image is."""
+        return cls(extension, *names.output_names(relative_path, extension))
+
+
+@dataclass(frozen=True, slots=True)
+class SetKey:
+    """Which set is meant: of which input, below which root."""
 
     output: str
     folder: str
     relative_path: str
-    extension: str
+
+
+@dataclass(frozen=True, slots=True)
+class SetFile:
+    """A file of a set that is about to get its name. `facts` go into the outcome: its format, what was checked."""
+
+    name: FileName
+    sha256: str
+    size: int
+    facts: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The name below `output` that belongs to one input, and how the file looked that we last published there."""
+    """The name below `output` that belongs to one file of a set, and how the file looked that we last published there.
+
+    base, number  the name it would have if nothing were taken, and which version of it this is
+    """
 
     output: str
     path: str
+    slot: str
+    base: str
+    number: int
     pending: str | None = None
     sha256: str | None = None
     size: int | None = None
@@ -80,18 +115,57 @@ class Target:
     mtime_ns: int | None = None
     sidecar: bool = False
 
+    @property
+    def full(self) -> str:
+        return os.path.join(self.output, self.path)
+
 
 @dataclass(frozen=True, slots=True)
-class Published:
-    """A finished output: `path` below `output`, and what identifies it there."""
+class PublishedFile:
+    """A file below the root of its set, and what identifies it there; the last two are 0 where only its bytes matter.
 
-    output: str
+    `facts` as in SetFile.
+    """
+
+    slot: str
     path: str
     sha256: str
     size: int
-    inode: int
-    mtime_ns: int
+    facts: Mapping[str, object] = field(default_factory=dict)
+    inode: int = 0
+    mtime_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A finished set below `output`. Its first file is what is meant where one is spoken of."""
+
+    output: str
+    files: tuple[PublishedFile, ...]
     sidecar: bool = False
+
+    @property
+    def path(self) -> str:
+        return self.files[0].path
+
+    @property
+    def sha256(self) -> str:
+        return self.files[0].sha256
+
+    @property
+    def size(self) -> int:
+        return self.files[0].size
+
+    @property
+    def is_plain(self) -> bool:
+        """Is it the one output of a recipe that lists none?"""
+        return len(self.files) == 1 and self.files[0].slot in names.EXTENSIONS.values()
+
+    @property
+    def outputs(self) -> list[dict[str, object]]:
+        """Its files, as image.done lists them."""
+        told = ("path", "sha256", "size")
+        return [{key: getattr(file, key) for key in told} | dict(file.facts) for file in self.files]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +175,7 @@ class Adopted:
     version  that was processed; None: an older one, and the output is to be replaced
     """
 
-    key: OutputKey
+    key: SetKey
     version: FileVersion | None
     published: Published | None
 
@@ -116,11 +190,9 @@ class ContentKey:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The answer that equal content got before. `report` is what the first computation said of the image."""
+    """The set that equal content got before. `report` is what the first computation said of the image."""
 
     key: ContentKey
     output: str
-    path: str
-    sha256: str
-    size: int
+    files: tuple[PublishedFile, ...]
     report: Mapping[str, object]

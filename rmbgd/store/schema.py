@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _UNTOLD = """
 CREATE TABLE untold (
@@ -19,7 +19,24 @@ CREATE TABLE pause (
 );
 """
 _JOB_FAILED = "CREATE INDEX job_failed ON job (ended_at) WHERE state = 'failed';"
+_REVIEW = """
+CREATE TABLE review (
+  job         INTEGER PRIMARY KEY,
+  folder      TEXT NOT NULL,
+  path        BLOB NOT NULL,                       -- of the input, below the drop folder
+  since       REAL NOT NULL,                       -- wall clock
+  score       REAL,
+  unusual     REAL,
+  reasons     TEXT NOT NULL,                       -- JSON: why a person is to look, in words
+  facts       TEXT NOT NULL,                       -- JSON: what the score was made from
+  state       TEXT NOT NULL CHECK (state IN ('open', 'approving', 'rejecting', 'approved', 'rejected', 'replaced')),
+  decided_at  REAL,
+  person      TEXT
+);
+CREATE INDEX review_open ON review (folder, path) WHERE state IN ('open', 'approving', 'rejecting');
+"""
 _OF_DONE = {"verdict": "TEXT", "width": "INTEGER", "height": "INTEGER", "device": "TEXT", "seconds": "REAL"}
+_OF_SCORE = {"score": "REAL", "coverage": "REAL"}
 
 SCHEMA = f"""
 CREATE TABLE job (
@@ -47,7 +64,9 @@ CREATE TABLE job (
   width        INTEGER,                            -- of the input, px
   height       INTEGER,
   device       TEXT,
-  seconds      REAL                                -- from the claim to the output
+  seconds      REAL,                               -- from the claim to the output
+  score        REAL,                               -- that the matte is right, 0 to 1
+  coverage     REAL                                -- share of the image that is subject
 );
 CREATE INDEX job_by_path ON job (folder, path);
 -- Versions of one path are worked on one after another, so that the newest is published last.
@@ -60,7 +79,7 @@ CREATE TABLE target (
   target     BLOB    NOT NULL,                     -- below it
   folder     TEXT    NOT NULL,
   source     BLOB    NOT NULL,
-  extension  TEXT    NOT NULL,
+  extension  TEXT    NOT NULL,                     -- which file of the set: ".png" of a plain output, a template ...
   base       BLOB    NOT NULL,                     -- the name it would have if nothing were taken ...
   number     INTEGER NOT NULL,                     -- ... and which version of it this is: a, a~2, a~3
   pending    TEXT,                                 -- sha256 of what is about to be renamed there
@@ -83,20 +102,27 @@ CREATE TABLE content (
   size_out     INTEGER NOT NULL,
   report       TEXT NOT NULL,                      -- JSON: what the first computation said of the image
   used_at      REAL NOT NULL,
+  files        TEXT,                               -- JSON: the whole set; NULL: the one file above
   PRIMARY KEY (sha256_in, recipe_hash)
 ) WITHOUT ROWID;
 
 CREATE INDEX target_by_age ON target (used_at);
 CREATE INDEX content_by_age ON content (used_at);
-{_UNTOLD}{_PAUSE}"""
+{_UNTOLD}{_PAUSE}{_REVIEW}"""
+
+
+def _add(table: str, columns: dict[str, str]) -> str:
+    return "".join(f"ALTER TABLE {table} ADD COLUMN {name} {kind};" for name, kind in columns.items())
+
 
 MIGRATIONS = {
     1: _UNTOLD,
-    2: "".join(f"ALTER TABLE job ADD COLUMN {name} {kind};" for name, kind in _OF_DONE.items()) + _JOB_FAILED + _PAUSE,
+    2: _add("job", _OF_DONE) + _JOB_FAILED + _PAUSE,
+    3: _add("job", _OF_SCORE) + _add("content", {"files": "TEXT"}) + _REVIEW,
 }
 """Schema -> what makes it the next one. Rows stay; a ledger is brought up in one transaction, or not at all."""
 
-TABLES = {"job": 1, "target": 1, "content": 1, "untold": 2, "pause": 3}
+TABLES = {"job": 1, "target": 1, "content": 1, "untold": 2, "pause": 3, "review": 4}
 """Table -> the first schema that has it."""
 ADOPTING = 0x726D6267
 """application_id of a ledger that was put in the place of another: originals that were kept may have outputs already,

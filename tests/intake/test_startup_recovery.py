@@ -23,7 +23,7 @@ from rmbgd.fs import SystemFileSystem, version_of
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.outbox import JobOutcome
-from rmbgd.store.records import Candidate, ContentKey, Job
+from rmbgd.store.records import Candidate, ContentKey, FileName, Job, SetFile, SetKey
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 
@@ -304,6 +304,12 @@ def claimed(run: Start, *paths: str, data: bytes = b"good") -> tuple[Run, list[J
     return first, [first.claim(path) for path in paths]
 
 
+def announce(run: Run, job: Job) -> None:
+    """About to be published as a file that holds an x."""
+    key = SetKey(str(run.roots["output"]), "shop", job.relative_path)
+    run.ledger.publishing(done(job), key, [SetFile(FileName.of_output(job.relative_path, ".png"), sha256(b"x"), 1)])
+
+
 def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
     claimed(run, *(f"{name}.jpg" for name in "abcde"))
@@ -323,7 +329,7 @@ def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
 
 def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
     first, (job,) = claimed(run, "s/a.jpg")
-    first.ledger.publishing(done(job), first.publisher._key(job), "s", sha256(b"x"), 1)
+    announce(first, job)
     (first.roots["output"] / "s").mkdir()
     (first.roots["output"] / "s" / "a.png").write_bytes(b"x")
     again = run()
@@ -484,7 +490,7 @@ def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Star
 def test_an_image_that_goes_back_has_no_outcome(run: Start) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
     first, (job,) = claimed(run, "a.jpg")
-    first.ledger.publishing(done(job), first.publisher._key(job), "", sha256(b"x"), 1)
+    announce(first, job)
     first.put_back(job)
     again = run()
     again.recovery.recover()

@@ -19,7 +19,7 @@ from rmbgd import naming as names
 from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.publish.publisher import SourceChanged
 from rmbgd.store.outbox import job_keys, refused
-from rmbgd.store.records import ContentKey, Job, Published
+from rmbgd.store.records import ContentKey, FileName, Job, Published
 from rmbgd.testing.fs import FailingFs
 from tests.support.workspace import Workspace, done, sha256
 
@@ -98,7 +98,8 @@ def test_the_extension_is_the_formats(workspace: Build, format_: str, name: str)
 )
 def test_the_hash_is_that_of_the_file_however_it_was_written(it: Workspace, write: Callable[..., None]) -> None:
     job = claimed(it, "a.jpg")
-    published = it.publisher.publish(job, write, done(job))
+    name = FileName.of_output("a.jpg", ".png")
+    published = it.publisher.publish(job, lambda files: write(files.create(name)), done(job))
     assert it.files("output") == {"a.png": b"headbody"}
     assert (published.sha256, published.size) == (sha256(b"headbody"), 8)
 

@@ -17,7 +17,7 @@ from rmbgd.intake.startup_recovery import Recovery
 from rmbgd.store import copies, database
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.opening import JUMP, put_in_place
-from rmbgd.store.records import Candidate, Job, OutputKey
+from rmbgd.store.records import Candidate, FileName, Job, SetFile, SetKey
 from rmbgd.testing.clock import FakeClock
 from tests.support.workspace import Workspace, done, sha256
 
@@ -51,8 +51,8 @@ def refuse(monkeypatch: pytest.MonkeyPatch, function: str, code: int, ending: st
 
 def announced(workspace: Workspace, job: Job) -> None:
     """About to be published, as the ledger knows it."""
-    key = OutputKey(str(workspace.roots["output"]), "shop", "a.jpg", ".png")
-    workspace.ledger.publishing(done(job), key, "", sha256(b"cutout"), len(b"cutout"))
+    key, name = SetKey(str(workspace.roots["output"]), "shop", "a.jpg"), FileName.of_output("a.jpg", ".png")
+    workspace.ledger.publishing(done(job), key, [SetFile(name, sha256(b"cutout"), len(b"cutout"))])
 
 
 @pytest.mark.parametrize("is_announced", [False, True])

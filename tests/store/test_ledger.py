@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import posixpath
 import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +21,7 @@ from rmbgd.store import copies
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.opening import JUMP
 from rmbgd.store.outbox import job_keys, refused
-from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published, Target
+from rmbgd.store.records import Candidate, ContentKey, FileName, Job, Published, PublishedFile, SetFile, SetKey, Target
 from rmbgd.store.schema import MIGRATIONS, SCHEMA_VERSION
 from rmbgd.testing.clock import FakeClock
 from tests.support.damage import spoil
@@ -54,17 +53,24 @@ def claim_one(ledger: Ledger, **given: object) -> Job:
     return job
 
 
-def key(path: str = "a.jpg") -> OutputKey:
-    return OutputKey("/out", "drop", path, ".png")
+def key(path: str = "a.jpg") -> SetKey:
+    return SetKey("/out", "drop", path)
+
+
+def looking(target: Target) -> Published:
+    """Published with 5 bytes."""
+    return Published("/out", (PublishedFile(target.slot, target.path, "ab", 5, inode=7, mtime_ns=8),))
 
 
 def publishing(ledger: Ledger, job: Job, path: str = "a.jpg", sha256: str = "ab", **whose: str) -> Target:
-    return ledger.publishing(done(job), replace(key(path), **whose), posixpath.dirname(path), sha256, 5)
+    file = SetFile(FileName.of_output(path, ".png"), sha256, 5)
+    ((target,), _) = ledger.publishing(done(job), replace(key(path), **whose), [file])
+    return target
 
 
 def publish(ledger: Ledger, job: Job, path: str = "a.jpg", *, content: ContentKey | None = None) -> str:
     target = publishing(ledger, job, path)
-    ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8), content=content, report={"width": 4})
+    ledger.done(job.job_id, looking(target), content=content, report={"width": 4})
     return target.path
 
 
@@ -205,7 +211,7 @@ def test_pruning_bounds_jobs_names_and_known_content(ledger: Ledger, clock: Fake
         pass
     assert ledger.counts() == {"done": 4}
     assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
-    assert [number for number in range(10) if ledger.output_names.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
+    assert [number for number in range(10) if ledger.output_names.of(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
 
 
 def test_threads_share_one_ledger(ledger: Ledger) -> None:
@@ -345,6 +351,8 @@ LEAVES = {  # schema -> what its successor added
     1: "DROP TABLE untold;",
     2: "DROP TABLE pause; DROP INDEX job_failed;"
     + "".join(f"ALTER TABLE job DROP COLUMN {name};" for name in ("verdict", "width", "height", "device", "seconds")),
+    3: "DROP TABLE review; ALTER TABLE content DROP COLUMN files;"
+    "ALTER TABLE job DROP COLUMN score; ALTER TABLE job DROP COLUMN coverage;",
 }
 
 
@@ -381,7 +389,7 @@ def test_a_ledger_of_an_earlier_schema_is_brought_up(ledger: Ledger, schema: int
 def test_an_older_program_names_the_copy_from_before(ledger: Ledger) -> None:
     copies.copy_before_schema(ledger.path, SCHEMA_VERSION + 1)
     ledger.database._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(ConfigError, match=r"rmbgd ledger restore .*/before-schema-4\.sqlite"), reopened(ledger):
+    with pytest.raises(ConfigError, match=r"rmbgd ledger restore .*/before-schema-5\.sqlite"), reopened(ledger):
         pass
 
 
@@ -399,9 +407,7 @@ def test_a_migration_that_fails_changes_nothing(ledger: Ledger, monkeypatch: pyt
 def test_a_done_row_says_how_its_output_was_made(ledger: Ledger, *, recovered: bool) -> None:
     """Recovered: the service was killed between the rename and its record, and only the stored outcome knows."""
     job = claim_one(ledger)
-    sha, size = "ab", 3
-    target = ledger.publishing(done(job), key(), "", sha, size)
-    ledger.done(job.job_id, Published("/out", target.path, sha, size, 1, 2), None if recovered else done(job))
+    ledger.done(job.job_id, looking(publishing(ledger, job)), None if recovered else done(job))
     made = ledger.database.one("SELECT verdict, width, height, device, seconds FROM job")
     assert made == ("ok", 1, 1, "cpu", 0.009)
 
@@ -440,7 +446,7 @@ def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledge
             ledger.failed(torn(job))
         else:
             target = publishing(ledger, job, job.relative_path)
-            ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8))
+            ledger.done(job.job_id, looking(target))
         ledger.original_moved(job.job_id)
     beyond = {"stage": "decode", "milliseconds": {"decode": 1.0}} if end == "failed" else OF_DONE
     (stored,) = ledger.database.one("SELECT keys FROM untold WHERE job=?", (whole.job_id,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from rmbgd.config.load import Config, parse
@@ -11,12 +12,13 @@ from rmbgd.errors import Reason
 from rmbgd.events import RecordedEvents
 from rmbgd.folder_lock import LOCK
 from rmbgd.fs import FileSystem, SystemFileSystem, version_of
-from rmbgd.naming import CLAIM_FOLDER
+from rmbgd.naming import CLAIM_FOLDER, EXTENSIONS
+from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import claim_by_rename
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
-from rmbgd.store.records import Candidate, Job, Known, Published, Unfinished
+from rmbgd.store.records import Candidate, FileName, Job, Known, Published, Unfinished
 from rmbgd.testing.clock import FakeClock
 
 
@@ -76,7 +78,12 @@ class Workspace:
         return job
 
     def publish(self, job: Job, data: bytes = b"cutout", **given: object) -> Published:
-        return self.publisher.publish(job, lambda temporary: temporary.write(data), **{"outcome": done(job)} | given)
+        return self.publisher.publish(job, self.plain(job, data), **{"outcome": done(job)} | given)
+
+    def plain(self, job: Job, data: bytes) -> Callable[[FileSet], None]:
+        """Writes the one output of a recipe that lists none."""
+        extension = EXTENSIONS[self.config.recipe_of(self.folder).format]
+        return lambda files: files.create(FileName.of_output(job.relative_path, extension)).write(data)
 
     def work(self, path: str, data: bytes = b"cutout", **given: object) -> Published:
         return self.publish(self.claim(path), data, **given)
