@@ -162,7 +162,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "intake": (2150, 12),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1500, 9),
+    "pipeline": (1560, 10),
     "publish": (1780, 8),
     "service": (2900, 17),
     "report": (250, 2),
