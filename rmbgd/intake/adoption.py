@@ -27,7 +27,12 @@ class Adoption:
     def __init__(self, config: Config, ledger: Ledger) -> None:
         self._config, self._ledger = config, ledger
         self._knows_content = ledger.knows_content()
-        self.folders = {folder.name for folder in config.folder if folder.originals == "keep"}  # not looked at yet
+        # Not looked at yet. A set is computed anew: where the same bytes stand already, they count as its files.
+        self.folders = {
+            folder.name
+            for folder in config.folder
+            if folder.originals == "keep" and not config.recipe_of(folder).deliver
+        }
 
     def adopt(self, folder: Folder, alive: Callable[[], None]) -> tuple[int, int]:
         """(originals whose outputs are known to be theirs, originals of which that cannot be known)."""

@@ -125,11 +125,10 @@ class Cleanup:
         """
         had = self._had(row)
         announced = [target for target in had if target.pending is not None]
-        # The first had to come last.
-        announced.sort(key=lambda target: (target.path, target.pending) == (row.target, row.sha256_out))
-        if not announced or announced[-1].pending != row.sha256_out:
+        first = next((each for each in announced if (each.path, each.pending) == (row.target, row.sha256_out)), None)
+        if first is None:
             return False
-        first = announced[-1]
+        announced.sort(key=lambda target: target is first)  # which has to come last
         with storage_faults(first.output):
             missing = [target for target in announced if not holds(target.full, target.pending)]
             if missing and not self._finish(row, announced, missing):

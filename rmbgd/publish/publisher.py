@@ -90,10 +90,9 @@ class Publisher:
         None, and the set is forgotten, when a file of it is not there any more or is another: compute it.
         """
         wanted = wanted or [self._plain_name(job)]
-        key = SetKey(str(self._folders[job.folder].output), job.folder, job.relative_path)
-        with storage_faults(key.output):
+        with storage_faults(str(self._folders[job.folder].output)):
             self._check_unchanged(job, outcome)
-            if (published := self._standing(key, known, wanted)) is not None:
+            if (published := self._standing(job, known, wanted)) is not None:
                 return self._record(job, published, (), outcome)
         with self.open_set(job) as files:
             for name, file in zip(wanted, known.files, strict=True):
@@ -142,9 +141,7 @@ class Publisher:
 
         Answers also what the input had besides, which is removed.
         """
-        output, *review = (
-            SetKey(root, job.folder, job.relative_path) for root in roots_of_sets(self._folders[job.folder])
-        )
+        output, *review = self._keys(job)
         key, elsewhere = (review[0], ()) if files.review else (output, review)
         with storage_faults(key.output):
             self._check_unchanged(job, outcome)
@@ -169,7 +166,7 @@ class Publisher:
                 made = {below: make_folders(key.output, below, self._fs) for below in wanted}
                 if any(below != folder for below, folder in made.items()):
                     self._ledger.output_names.move(key, targets, made)
-                elif self._place_at(targets, files, job, facts):
+                elif self._place_at(targets, files, job, _with_outputs(facts, outcome)):
                     break
                 else:
                     self._ledger.output_names.move(key, targets)
@@ -196,8 +193,11 @@ class Publisher:
                 sidecar.remove(target, job, self._fs)
         return placed
 
-    def _standing(self, key: SetKey, known: Known, wanted: Sequence[FileName]) -> Published | None:
-        """The input's set as it stands, where that is what equal content got."""
+    def _standing(self, job: Job, known: Known, wanted: Sequence[FileName]) -> Published | None:
+        """The input's set as it stands, where that is what equal content got, and nothing else of it stands."""
+        key, *review = self._keys(job)
+        if any(self._ledger.output_names.of(other) for other in review):
+            return None
         targets = self._ledger.output_names.current(key, wanted)
         found = []
         for target, file in zip(targets, known.files, strict=False):
@@ -222,8 +222,18 @@ class Publisher:
             if not same_content(status, job.version):
                 raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
 
+    def _keys(self, job: Job) -> list[SetKey]:
+        """Of its set in the output, and, where the folder has one, in the folder for people."""
+        return [SetKey(root, job.folder, job.relative_path) for root in roots_of_sets(self._folders[job.folder])]
+
     def _mode(self, job: Job) -> int:
         return int(self._config.recipe_of(self._folders[job.folder]).file_mode, 8)
+
+
+def _with_outputs(facts: Mapping[str, object] | None, outcome: JobOutcome) -> Mapping[str, object] | None:
+    """A sidecar says which files belong together."""
+    told = {"outputs": outcome.keys["outputs"]} if "outputs" in outcome.keys else {}
+    return None if facts is None else {**facts, **told}
 
 
 def _note_missing(outcome: JobOutcome) -> None:
