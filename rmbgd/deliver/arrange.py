@@ -47,21 +47,31 @@ def zero_hidden(rgba: Bytes, out: Bytes) -> Bytes:
     return out
 
 
-def flatten(rgba: Bytes, background: Sequence[int] | Words, out: Bytes) -> None:
-    """The cutout laid on a background, into `out` (uint8 [H, W, 3]); exactly the background wherever alpha is 0.
+def flatten(rgba: Bytes, colour: Sequence[int], out: Bytes, dark: Bytes | None = None) -> None:
+    """The cutout laid on a colour, into `out` (uint8 [H, W, 3]); exactly that colour wherever alpha is 0.
 
-    rgba        uint8 [H, W, 4], straight alpha
-    background  red, green, blue; 0..255; or uint16 [H, W, 3] of them
+    rgba    uint8 [H, W, 4], straight alpha
+    colour  red, green, blue; 0..255
+    dark    uint8 [H, W], 255 - lit: the colour is multiplied by lit / 255 before
     """
-    ground = np.asarray(background if isinstance(background, np.ndarray) else list(background), np.uint16)
+    background = np.asarray(list(colour), np.uint16)
     for rows in bands(rgba):
         band = rgba[rows]
         share = band[:, :, 3:].astype(np.uint16)
         mixed = band[:, :, :3] * share
-        mixed += (ground if ground.ndim == 1 else ground[rows]) * (255 - share)
-        mixed += 128  # rounded division by 255, exact for every product of two bytes
-        mixed += mixed >> 8
-        out[rows] = mixed >> 8
+        if dark is None or not dark[rows].any():
+            mixed += background * (255 - share)
+        else:
+            mixed += _divided(background * (255 - dark[rows, :, None].astype(np.uint16))) * (255 - share)
+        out[rows] = _divided(mixed)
+
+
+def _divided(products: Words) -> Words:
+    """By 255, rounded, in place; exact for every product of two bytes."""
+    products += 128
+    products += products >> 8
+    products >>= 8
+    return products
 
 
 def arrange(
@@ -86,7 +96,7 @@ def arrange(
         return Arranged(pixels, np.asarray(pixels, np.uint8) if pixels.dtype == np.uint8 else None, max(1.0, scale))
     if look.colour_space == "srgb":
         pixels = as_srgb(np.asarray(pixels, np.uint8), profile)
-    owned = last or not np.may_share_memory(pixels, rgba)
+    owned = pixels.flags.writeable and (last or not np.may_share_memory(pixels, rgba))
     return replace(_coloured(np.asarray(pixels, np.uint8), look, owned=owned), enlarged=max(1.0, scale))
 
 
@@ -112,6 +122,10 @@ def _fitted(pixels: Pixels, matte: Pixels, look: Look) -> tuple[Pixels, float]:
 
 def _coloured(rgba: Bytes, look: Look, *, owned: bool) -> Arranged:
     """The content that `look` asks for. `owned`: the plane may be changed in place."""
+    if look.faint_below:
+        rgba, owned = (rgba if owned else rgba.copy()), True
+        faint = rgba[:, :, 3] < round(255 * look.faint_below)
+        rgba[:, :, 3][faint] = 0
     alpha = rgba[:, :, 3]
     dark = None
     if look.shadow != "off" and look.content != "foreground":
@@ -121,9 +135,7 @@ def _coloured(rgba: Bytes, look: Look, *, owned: bool) -> Arranged:
     if look.flat or look.content == "foreground":
         flat = np.empty((*rgba.shape[:2], 3), np.uint8)
         colour = "000000" if look.content == "foreground" else look.background.removeprefix("#")
-        flatten(rgba, bytes.fromhex(colour), flat)
-        if dark is not None:
-            _shade(rgba, bytes.fromhex(colour), dark, flat)
+        flatten(rgba, bytes.fromhex(colour), flat, dark)
         return Arranged(flat, alpha)
     if dark is not None:
         return Arranged(_with_shadow(rgba, dark), alpha)
@@ -132,24 +144,20 @@ def _coloured(rgba: Bytes, look: Look, *, owned: bool) -> Arranged:
     return Arranged(rgba, rgba[:, :, 3])
 
 
-def _shade(rgba: Bytes, colour: Sequence[int], dark: Bytes, out: Bytes) -> None:
-    """Lay the cutout on the shaded colour again, where there is shadow."""
-    for rows in bands(rgba):
-        if dark[rows].any():
-            ground = np.asarray(list(colour), np.uint16) * (255 - dark[rows, :, None].astype(np.uint16))
-            flatten(rgba[rows], (ground + 127) // 255, out[rows])
-
-
 def _with_shadow(rgba: Bytes, dark: Bytes) -> Bytes:
     """The cutout over black of the opacity `dark`; hidden colours are zero."""
-    shaded = np.empty_like(rgba)
+    shaded = zero_hidden(rgba, np.empty_like(rgba))
     for rows in bands(rgba):
-        band = rgba[rows].astype(np.float32)
-        alpha = band[:, :, 3]
-        both = alpha + (255 - alpha) * dark[rows] / np.float32(255)
-        band[:, :, :3] *= (alpha / np.maximum(both, 1))[:, :, None]
-        band[:, :, 3] = both
-        shaded[rows] = np.rint(band)
+        columns = np.flatnonzero(dark[rows].any(axis=0))
+        if not columns.size:
+            continue
+        part = rows, slice(columns[0], columns[-1] + 1)
+        alpha = rgba[part][:, :, 3].astype(np.float32)
+        both = alpha + (255 - alpha) * dark[part] / np.float32(255)
+        share = alpha / np.maximum(both, np.float32(1))
+        for channel in range(3):
+            shaded[part][:, :, channel] = np.rint(rgba[part][:, :, channel] * share)
+        shaded[part][:, :, 3] = np.rint(both)
     return shaded
 
 

@@ -55,8 +55,8 @@ def _contact(alpha: Bytes, ground: int, reach: float) -> Floats:
     lower = len(alpha) - np.argmax(solid[::-1], axis=0)  # the row below it
     weight = np.where(solid.any(axis=0), np.exp((lower - ground) / reach), 0.0)
     below = np.abs(np.arange(len(alpha))[:, None] + 0.5 - lower)
-    band = (255 * weight * np.clip(1 - below / (0.4 * reach), 0, 1)).astype(np.uint8)
-    return _blurred(band, 0.3 * reach, 0.12 * reach)
+    band = (255 * weight * np.clip(2 - below / (0.25 * reach), 0, 1)).astype(np.uint8)
+    return _blurred(band, 0.25 * reach, 0.12 * reach)
 
 
 def _cast(alpha: Bytes, ground: int, tall: int, reach: float, light: float) -> Floats:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rmbgd.config.load import Recipe
 from rmbgd.deliver.arrange import arrange, flatten, place_on_canvas
 from rmbgd.deliver.boxes import crop_box
-from tests.imaging.builders import photo
+from tests.imaging.builders import photo, rgb_profile, wide_profile
 
 SIDES = st.integers(1, 60)
 SEEDS = st.integers(0, 2**32 - 1)
@@ -118,3 +118,61 @@ def test_a_mask_is_cropped_too(dtype: type) -> None:
     pixels = arrange(None, alpha, Recipe(content="mask", crop=True, crop_margin=0.0)).pixels
     assert np.array_equal(pixels, alpha[60:120, 100:220])
     assert pixels.flags.c_contiguous
+
+
+def test_longest_side_only_makes_smaller() -> None:
+    frame = arrange(subject(), None, Recipe(longest_side=150))
+    assert (frame.pixels.shape, frame.alpha.shape, frame.enlarged) == ((100, 150, 4), (100, 150), 1.0)
+    assert np.array_equal(
+        arrange(subject(), None, Recipe(longest_side=999)).pixels, arrange(subject(), None, Recipe()).pixels
+    )
+
+
+def test_enlarging_is_said() -> None:
+    assert arrange(subject(), None, Recipe(canvas="600x600")).enlarged == 2.0
+    assert arrange(subject(), None, Recipe(canvas="60x60")).enlarged == 1.0
+    assert arrange(subject(), None, Recipe()).enlarged == 1.0
+
+
+def test_foreground_is_colour_times_alpha_on_black() -> None:
+    """And in TIFF with the alpha it was multiplied by."""
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
+    exact = (2 * rgba[:, :, :3].astype(int) * rgba[:, :, 3:] + 255) // 510
+    assert np.array_equal(arrange(rgba, None, Recipe(content="foreground"), last=False).pixels, exact)
+    wide = arrange(rgba, None, Recipe(content="foreground", format="tiff"), last=False).pixels
+    assert np.array_equal(wide, np.dstack([exact, rgba[:, :, 3]]))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_mask_of_a_cutout_is_its_alpha(bits: int) -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (40, 50, 4), np.uint8)
+    mask = arrange(rgba, None, Recipe(content="mask", mask_bits=bits), last=False).pixels
+    assert np.array_equal(mask, rgba[:, :, 3] * np.uint16(257 if bits == 16 else 1))
+    assert mask.dtype == (np.uint16 if bits == 16 else np.uint8)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {}, {"content": "mask"}, {"content": "colour"}, {"content": "foreground", "format": "tiff"}, {"shadow": "cast"},
+        {"crop": True, "crop_margin": 0.5}, {"canvas": "300x200"}, {"canvas": "80x80", "fill": 0.8},
+        {"longest_side": 20}, {"colour_space": "srgb"},
+    ],
+)  # fmt: skip
+def test_planes_that_serve_more_files_stay_as_they_are(asked: dict[str, object]) -> None:
+    rgba = subject()
+    kept = rgba.copy()
+    frame = arrange(rgba, None, Recipe(**asked), profile=rgb_profile(), last=False)
+    assert np.array_equal(rgba, kept)
+    assert np.array_equal(frame.pixels, arrange(rgba, None, Recipe(**asked), profile=rgb_profile()).pixels)
+
+
+def test_colours_become_srgb_before_they_meet_the_background() -> None:
+    rgba = np.full((20, 20, 4), (200, 80, 40, 255), np.uint8)
+    rgba[:, 10:, 3] = 0
+    look = Recipe(content="colour", background="#f0f1f2", colour_space="srgb")
+    wide = arrange(rgba, None, look, profile=wide_profile(), last=False).pixels
+    assert (wide[:, 10:] == (0xF0, 0xF1, 0xF2)).all()
+    assert wide[0, 0, 0] > 210  # a wider space needs less red for the same colour
+    assert np.array_equal(arrange(rgba, None, look, last=False).pixels[:, :10], rgba[:, :10, :3])
+    assert np.array_equal(arrange(rgba, None, look, profile=b"no profile", last=False).pixels[:, :10], rgba[:, :10, :3])

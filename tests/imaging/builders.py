@@ -148,6 +148,18 @@ def _profile(space: bytes, kind: bytes, connection: bytes, tags: dict[bytes, byt
     return header.ljust(128, b"\0") + table + bodies
 
 
+def wide_profile() -> bytes:
+    """Of the primaries of Adobe RGB (1998), adapted to D50, gamma 2.2."""
+    primaries = {
+        b"rXYZ": (0.60974, 0.31111, 0.01947),
+        b"gXYZ": (0.20528, 0.62567, 0.06087),
+        b"bXYZ": (0.14919, 0.06322, 0.74457),
+    }
+    tags = {name: b"XYZ \0\0\0\0" + struct.pack(">3i", *(round(v * 65536) for v in c)) for name, c in primaries.items()}
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(2.2 * 256)) + b"\0\0"
+    return _profile(b"RGB ", b"mntr", b"XYZ ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve))
+
+
 def grey_profile(gamma: float) -> bytes:
     curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
     return _profile(b"GRAY", b"mntr", b"XYZ ", {b"kTRC": curve})

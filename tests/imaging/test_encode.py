@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import itertools
+import struct
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from rmbgd.config.load import Recipe
 from rmbgd.deliver.arrange import arrange
 from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.colour_space import srgb_profile
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.naming import EXTENSIONS
@@ -139,3 +142,49 @@ def test_text_and_resolution_that_jpeg_cannot_hold_are_cut_to_what_it_can() -> N
 def test_profile_that_jpeg_cannot_hold_is_refused() -> None:
     with pytest.raises(ImageError, match="output_too_large: JPEG holds no colour profile"):
         encoded(photo(20, 30), Recipe(format="jpeg"), replace(FACTS, icc_profile=bytes(17_000_000)))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_srgb_and_resolution_are_said_where_the_recipe_asks(form: str) -> None:
+    recipe = Recipe(format=form, colour_space="srgb", dpi=150)
+    for facts in (FACTS, replace(FACTS, icc_profile=None, dpi=None)):
+        header = probed(encoded(pixels_for(form), recipe, facts))
+        assert header.icc_profile == srgb_profile()
+        assert header.dpi == pytest.approx((150.0, 150.0), abs=0.02)
+
+
+def test_the_srgb_profile_is_the_same_on_every_run() -> None:
+    """LittleCMS writes the time into a profile, to the second; this one has a fixed date."""
+    assert srgb_profile.__wrapped__() == srgb_profile()
+    assert struct.unpack(">6H", srgb_profile()[24:36]) == (2026, 1, 1, 0, 0, 0)
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(srgb_profile())))
+
+
+@pytest.mark.parametrize(("content", "kind"), [("rgba", 2), ("foreground", 1)])
+def test_a_tiff_says_whether_its_colours_are_multiplied_by_alpha(content: str, kind: int) -> None:
+    data = encoded(RGBA, Recipe(format="tiff", content=content, hidden_colours="keep"))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (opened.mode, opened.tag_v2[338]) == ("RGBA", (kind,))
+
+
+@pytest.mark.parametrize("form", ["jpeg", "webp"])
+def test_quality_can_be_given_for_one_file(form: str) -> None:
+    recipe = Recipe(format=form, webp_lossless=False)
+    sizes = []
+    for quality in (30, 95):
+        buffer = io.BytesIO()
+        encode(photo(100, 150), recipe, FACTS, buffer.write, quality=quality)
+        sizes.append(len(buffer.getvalue()))
+    assert sizes[0] < sizes[1]
+
+
+def test_white_blocks_of_a_jpeg_are_exactly_white_to_two_decoders() -> None:
+    rgba = np.dstack([photo(160, 240), np.zeros((160, 240), np.uint8)])
+    rgba[48:112, 72:168, 3] = 255
+    recipe = Recipe(format="jpeg", jpeg_quality=80)
+    data = encoded(arrange(rgba, None, recipe).pixels, recipe)
+    for seen in (by_pillow(data), cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)):
+        white = np.ones((160, 240), np.bool_)
+        white[48:112, 72:168] = False
+        assert (seen[white] == 255).all()
+        assert (seen[~white] < 255).any()
