@@ -149,8 +149,10 @@ def _to_limits(entries: list[Message]) -> list[Limit]:
 
 def _to_answer(entry: Message) -> Answer:
     matte = MatteReport(**entry["matte"])
-    for name in ("coverage", "peak", "solid", "soft"):
-        value = getattr(matte, name)
+    shares = {name: getattr(matte, name) for name in ("coverage", "peak", "solid", "soft")}
+    if matte.disagreement is not None:
+        shares["disagreement"] = matte.disagreement
+    for name, value in shares.items():
         if not (isinstance(value, (int, float)) and math.isfinite(value) and -1e-3 <= value <= 1 + 1e-3):
             raise ValueError(f"{name} = {value}")
     return Answer(matte, str(entry["device"]), str(entry["model"]), int(entry["batch"]), int(entry["tries"]))

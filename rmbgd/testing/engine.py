@@ -9,6 +9,8 @@ What it computes: alpha is the green channel, times the alpha that the image cam
     alpha8   round(a*s / 255)
     alpha16  round(a*s * 65535 / 255**2); that is 257*a where s = 255
     (halves round up)
+
+Each pixel by itself, so that the mirrored image's alpha differs nowhere: a second look finds a disagreement of 0.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -202,7 +205,10 @@ class FakeBackend:
         for number, slot, work, overflow in zip(numbers, slots, batch, overflows, strict=True):
             if not overflow:
                 fill(slot, zero=self._orders.zero())
-                answers.append(types.Answer(_report(number, slot), self._device, work.model, len(batch)))
+                matte = _report(number, slot)
+                if work.second_look and types.needs_second_look(matte):
+                    matte = replace(matte, disagreement=0.0)
+                answers.append(types.Answer(matte, self._device, work.model, len(batch)))
         counted = answers[: -1 if step == "wrong_count" else None]
         return types.BatchReport(counted, {"network": 0.0}, not_finite=not_finite)
 

@@ -167,6 +167,42 @@ def test_the_report_measures_the_matte(engine, network, canvas):
     assert [matte.coverage, matte.peak, matte.solid, matte.soft] == pytest.approx(wanted, abs=5e-3)
 
 
+def leaning(inputs: torch.Tensor) -> torch.Tensor:
+    """A network that sees less on the right than on the left: soft everywhere, and never what its mirror image is."""
+    return green(inputs) / 8 + torch.linspace(1.5, -1.5, inputs.shape[3])
+
+
+@pytest.mark.parametrize("width", [320, 500, 700])
+def test_a_second_look_tells_how_much_the_mirrored_image_differs(engine, network, canvas, width):
+    """As computed plainly; the output is the same byte for byte, and an image that does not ask is not looked at."""
+    network.module = leaning
+    rgb = np.random.default_rng(3).integers(60, 200, (300, width, 3), np.uint8)
+    plain = canvas.place(1, rgb)
+    works = [plain, replace(canvas.place(2, rgb), second_look=True)]
+    without, mirrored = (answer.matte for answer in engine.segment(works).answers)
+    assert without == replace(mirrored, image_id=1, disagreement=None)
+    other = matte_of(leaning, np.ascontiguousarray(rgb[:, ::-1]))[:, ::-1]
+    expected = np.abs(matte_of(leaning, rgb) - other).mean()
+    assert expected > 0.1
+    assert mirrored.disagreement == pytest.approx(expected, abs=2e-3)
+    assert np.array_equal(*(canvas.plane(work) for work in works))
+
+
+def test_a_sure_matte_gets_no_second_look(engine, network, canvas):
+    network.module = Mock(side_effect=lambda inputs: 1e4 * green(inputs))
+    work = replace(canvas.place(1, ball(300, 400)), second_look=True)
+    assert engine.segment([work]).answers[0].matte.disagreement is None
+    assert network.module.call_count == 1
+
+
+def test_a_mirrored_image_without_finite_alpha_says_nothing(engine, network, canvas):
+    factors = iter([1.0, np.nan])
+    network.module = lambda inputs: leaning(inputs) * next(factors)
+    work = replace(canvas.place(1, ball(300, 400)), second_look=True)
+    assert engine.segment([work]).answers[0].matte.disagreement is None
+    assert next(factors, None) is None
+
+
 def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine, network, canvas):
     works = [canvas.place(n, ball(200, 200)) for n in range(2)]
     logits = torch.zeros(2, 1, 320, 320)

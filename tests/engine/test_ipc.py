@@ -19,8 +19,8 @@ from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, Ma
 shares = st.floats(0, 1)
 sides = st.integers(1, 65535)
 regions = st.builds(Region, st.integers(0, 1 << 40), sides, sides, st.booleans(), st.sampled_from(OutputPlane))
-works = st.builds(Work, st.integers(0, 1 << 60), regions, st.text(), st.booleans())
-mattes = st.builds(MatteReport, st.integers(0), shares, shares, shares, shares)
+works = st.builds(Work, st.integers(0, 1 << 60), regions, st.text(), st.booleans(), st.booleans(), st.booleans())
+mattes = st.builds(MatteReport, st.integers(0), shares, shares, shares, shares, st.none() | shares)
 answers = st.builds(Answer, mattes, st.text(), st.text(), st.integers(1, 16), st.integers(1, 9))
 NO_REPORTS = [{}, {"answers": 1}, {"answers": [[]]}, {"answers": [], "milliseconds": 1}]
 
@@ -60,13 +60,19 @@ def test_a_description_survives_the_journey(seconds):
     assert ipc.to_description(journey(ipc.from_description(description))) == description
 
 
-def report_with(coverage: object) -> dict:
-    matte = {"image_id": 1, "coverage": coverage, "peak": 1.0, "solid": 0.5, "soft": 0.1}
+def report_with(coverage: object, disagreement: object = None) -> dict:
+    matte = {"image_id": 1, "coverage": coverage, "peak": 1.0, "solid": 0.5, "soft": 0.1, "disagreement": disagreement}
     entry = {"matte": matte, "device": "cpu", "model": "m", "batch": 1, "tries": 1}
     return {"answers": [entry], "milliseconds": {}, "limits": [], "not_finite": []}
 
 
-@pytest.mark.parametrize("message", [*map(report_with, [math.nan, math.inf, 1.5, -0.5, "0.5", None]), *NO_REPORTS])
+NO_SHARES = [math.nan, math.inf, 1.5, -0.5, "0.5"]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [*map(report_with, [*NO_SHARES, None]), *(report_with(0.5, share) for share in NO_SHARES), *NO_REPORTS],
+)
 def test_a_report_without_sense_is_garbled(message):
     """Alpha statistics are finite numbers from 0 to 1, and nothing is missing or of another type."""
     assert ipc.to_report(report_with(0.5)).answers[0].matte.coverage == 0.5

@@ -10,8 +10,10 @@ Each network runs in the first runtime that serves it here. torch is imported on
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -81,6 +83,7 @@ class CpuBackend:
             alpha = self._mattes(network, given, name)
             computed = time.perf_counter()
             reports = [report(work.image_id, matte) for work, matte in zip(batch, alpha, strict=True)]
+            alpha = self._look_again(network, batch, given, alpha, reports)
             for work, slot, matte, guide in zip(batch, slots, alpha, guides, strict=True):
                 finish(slot, matte, clean=work.clean_edges, guide=guide)
         finished = time.perf_counter()
@@ -180,6 +183,32 @@ class CpuBackend:
         alpha = network.infer(images)
         if bad := [index for index, matte in enumerate(alpha) if not np.isfinite(matte).all()]:
             raise EngineNonsense(f"alpha is not finite for images {bad} of a batch of {len(alpha)} ({name})")
+        return alpha
+
+    @staticmethod
+    def _look_again(
+        network: CpuNetwork,
+        batch: Sequence[types.Work],
+        images: Sequence[NDArray[np.uint8]],
+        alpha: NDArray[np.float32],
+        reports: list[types.MatteReport],
+    ) -> NDArray[np.float32]:
+        """Alpha as it is, valid for longer; `reports` say how much the mirrored images' differs, where that is asked.
+
+        A mirrored image without finite alpha says nothing, and is no fault.
+        """
+        asked = [
+            place for place, work in enumerate(batch) if work.second_look and types.needs_second_look(reports[place])
+        ]
+        if not asked:
+            return alpha
+        alpha = alpha.copy()
+        small = (image_to_network(images[place], network.size, network.filter) for place in asked)
+        mirrored = network.infer([np.ascontiguousarray(image[:, ::-1]) for image in small])
+        for place, other in zip(asked, mirrored, strict=True):
+            difference = float(np.abs(alpha[place] - other[:, ::-1]).mean(dtype=np.float64))
+            if math.isfinite(difference):
+                reports[place] = replace(reports[place], disagreement=difference)
         return alpha
 
     def _measure(self, network: CpuNetwork, first: float) -> dict[int, float]:

@@ -192,7 +192,7 @@ class CudaBackend:
     def _run(run: BatchRun) -> list[types.MatteReport]:
         try:
             run.compute()
-            return run.finish()
+            return run.look_again(run.finish())
         except BaseException:  # whatever ends the batch: copies may still be under way into memory that is lent again
             with suppress(RuntimeError):
                 run.device.synchronize()

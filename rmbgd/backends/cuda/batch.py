@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 
 import numpy as np
@@ -24,7 +24,7 @@ from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.postprocess import FINITE, finish_images, job_of
 from rmbgd.backends.cuda.staging import Staging, StagingChunk
 from rmbgd.backends.planes import finish
-from rmbgd.engine.types import MatteReport, Region, Work, view
+from rmbgd.engine.types import MatteReport, Region, Work, needs_second_look, view
 from rmbgd.imaging.refine import refines
 from rmbgd.imaging.resize import image_to_network
 from rmbgd.models.finish import FinishJob
@@ -105,6 +105,27 @@ class BatchRun:
             for index, (work, row) in enumerate(zip(self.batch, self.summary, strict=True))
             if index not in self._bad
         ]
+
+    def look_again(self, reports: Sequence[MatteReport]) -> list[MatteReport]:
+        """The reports of `finish`, with the disagreement of mirrored images where it is asked for.
+
+        One image after the other in the first place of the batch, whose matte nobody needs any more; mirrored on the
+        host, so that the device needs no memory for it. One without finite alpha says nothing, and is no fault.
+        """
+        network, looked, places = self.network, list(reports), {work.image_id: at for at, work in enumerate(self.batch)}
+        for at, report in enumerate(looked):
+            index = places[report.image_id]
+            if not (self.batch[index].second_look and needs_second_look(report)):
+                continue
+            with self.device.compute_stream():
+                matte = network.mattes[index].to("cpu", copy=True)
+                mirrored = network.inputs[index : index + 1].cpu().flip(3)
+                network.inputs[:1].copy_(mirrored.contiguous(memory_format=torch.channels_last))
+                network.run(1)
+                stats, other = network.summary[0].cpu(), network.mattes[0].cpu()
+            if float(stats[FINITE]) == 1.0:
+                looked[at] = replace(report, disagreement=float((matte - other.flip(1)).abs().double().mean()))
+        return looked
 
     @property
     def not_finite(self) -> list[int]:

@@ -74,6 +74,34 @@ def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
     assert all(np.array_equal(canvas.slot(work).rgb, rgb) for work, rgb in zip(works, inputs, strict=True))
 
 
+def test_a_second_look_finds_what_the_cpus_engine_finds(make, green, canvas):
+    """Of several images of a batch, the first among them; outputs are the same byte for byte as without."""
+    green.after = lambda logits, _: logits / 2 + torch.linspace(1.5, -1.5, logits.shape[3])
+    works = assorted(canvas)
+    engine = make()
+    engine.segment(works)
+    planes = [canvas.plane(work) for work in works]
+    works = [replace(work, second_look=work.image_id != 3) for work in works]
+    _, mattes = by_host(canvas, works)
+    found = [asdict(answer.matte) for answer in engine.segment(works).answers]
+    assert [matte["disagreement"] is None for matte in mattes] == [work.image_id == 3 for work in works]
+    assert [matte.pop("disagreement") for matte in found] == [
+        pytest.approx(matte.pop("disagreement"), abs=1e-3) for matte in mattes
+    ]
+    assert found == [pytest.approx(matte, abs=1e-4) for matte in mattes]
+    assert all(np.array_equal(canvas.plane(work), plane) for work, plane in zip(works, planes, strict=True))
+
+
+def test_a_second_look_without_finite_alpha_says_nothing(make, green, canvas):
+    engine = make()
+    green.after = lambda logits, _: logits / 2
+    work = replace(canvas.place(1, ball(300, 400)), second_look=True)
+    assert engine.segment([work]).answers[0].matte.disagreement == pytest.approx(0, abs=1e-3)
+    times = iter([1.0, math.inf])
+    green.after = lambda logits, _: logits / 2 * next(times)
+    assert engine.segment([work]).answers[0].matte.disagreement is None
+
+
 def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, monkeypatch):
     """Images that push each other out are brought again; an image larger than the ring goes by way of the host."""
     monkeypatch.setattr(memory_plan, "STAGING_LEAST", 2 * MEBI)  # room for two images
