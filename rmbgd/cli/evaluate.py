@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -22,6 +23,7 @@ from rmbgd.errors import ConfigError, Exit, RmbgdError
 from rmbgd.evaluate import page
 from rmbgd.evaluate.metrics import FIGURES
 from rmbgd.evaluate.pairs import MaskPair, categorized, in_sequence, paired
+from rmbgd.evaluate.risk import RIGHT, RiskCurve, failed, risk_curve, scores_for
 from rmbgd.evaluate.run import Judge, JudgedPair
 from rmbgd.evaluate.summary import EvaluatedGroup, Evaluation, interval, shown
 from rmbgd.models.registry import lookup, overlap
@@ -55,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     text = f"images on the page, the worst first (default: %(default)s, at most {LIMIT_MAXIMUM})"
     parser.add_argument("--limit", metavar="N", type=between(1, LIMIT_MAXIMUM), default=LIMIT, help=text)
+    about = "what reviewing the lowest scores finds: a folder of the photographs, or a log of image.done with scores"
+    parser.add_argument("--risk", metavar="WHERE", help=about)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -75,14 +79,17 @@ def run(options: argparse.Namespace) -> int:
     with StderrCapture(lambda *_, **__: None):  # what libtiff has to say of hostile files
         judged = _judged(judge, in_sequence(pairs) if options.sequence else [(pair, None) for pair in pairs])
         found = Evaluation(options.predictions, options.truth, dataset, options.model, met, judged, without_truth)
+        curve = _risk(options, found, judge.limits)
         cards = [] if options.html is None else list(page.cards(found.worst(options.limit), judge))
     if options.html is not None:
         size = save_page(options.html, page.render(found, cards))
         print(printable(f"{options.html}: {len(cards)} images; {size / 1e6:.1f} MB"), file=sys.stderr)
     if options.json:
-        print(to_json(found.document()))
+        print(to_json(found.document() | ({} if curve is None else {"risk": asdict(curve)})))
     else:
         _print(found)
+        if curve is not None:
+            _print_risk(curve)
     return Exit.FAILED if found.unusable else Exit.OK
 
 
@@ -157,6 +164,31 @@ def _by_category(groups: list[EvaluatedGroup]) -> Table:
         means = [shown(group.figures[name].mean) if name in group.figures else "" for name in columns]
         table.add_row(Text(printable(group.category or "")), str(group.images), *means)
     return table
+
+
+def _risk(options: argparse.Namespace, found: Evaluation, limits: LimitSettings) -> RiskCurve | None:
+    """None where nobody asked. Raises RmbgdError where no compared image has a score."""
+    if options.risk is None:
+        return None
+    scores = scores_for([each.pair for each in found.usable], options.risk, options.truth, options.model or "", limits)
+    ranked = [each for each in found.usable if each.pair.name in scores]
+    if not ranked:
+        raise RmbgdError(
+            f"{options.risk}: it has no score of an image that was compared; name the folder of photographs"
+        )
+    return risk_curve([scores[each.pair.name] for each in ranked], [failed(each) for each in ranked])
+
+
+def _print_risk(curve: RiskCurve) -> None:
+    right = Column("images", justify="right"), Column("failures found", justify="right")
+    table = Table("reviewed", *right, "95 % interval", box=None, pad_edge=False)
+    for each in curve.reviewed:
+        bounds = "" if each.low is None or each.high is None else f"{shown(each.low)} to {shown(each.high)}"
+        table.add_row(f"lowest {each.share:.0%}", str(each.images), shown(each.found), bounds)
+    print()
+    print_table(table)
+    areas = f"AURC {shown(curve.aurc)}, ideal {shown(curve.ideal)}"
+    print(f"{curve.failures} of {curve.images} images fail (IoU below {RIGHT}); {areas}")
 
 
 def _list(title: str, lines: list[str]) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -27,6 +28,8 @@ MISSING, SIZE, COLOUR, UNREADABLE = "missing_prediction", "size_differs", "no_ma
 """Reasons besides those of errors.Reason."""
 LARGE = 8_000_000  # pixels: larger ones are judged one at a time, at some 45 bytes a pixel
 GREY_SLACK = 16  # of 255: a mask saved as a colour JPEG is grey but for its rounding
+
+Decoded = TypeVar("Decoded")
 
 
 class UnusablePair(RmbgdError):
@@ -116,19 +119,36 @@ class Judge:
 
 def read_matte(path: str, limits: LimitSettings) -> Matte:
     """The alpha channel of an image, or a grey image, upright; links are followed. Raises UnusablePair."""
+    return _read(path, limits, _decoded)
+
+
+def read_photograph(path: str, limits: LimitSettings) -> Pixels:
+    """The colours of an image as the service has them, uint8 [H, W, 3], RGB, upright. Raises UnusablePair."""
+    return _read(path, limits, _colours)
+
+
+def _read(path: str, limits: LimitSettings, decode: Callable[[bytes, LimitSettings], Decoded]) -> Decoded:
     try:
         descriptor = open_regular(os.path.realpath(path))
         try:
             data = read_limited(descriptor, limits)
         finally:
             os.close(descriptor)
-        return _decoded(data, limits)
+        return decode(data, limits)
     except ImageError as error:
         raise UnusablePair(str(error.reason), f"{path}: {error.detail}") from error
     except UnusablePair as error:
         raise UnusablePair(error.reason, f"{path}: {error.detail}") from error
     except OSError as error:
         raise UnusablePair(UNREADABLE, f"{path}: {error.strerror or error}") from error
+
+
+def _colours(data: bytes, limits: LimitSettings) -> Pixels:
+    header = probe(data, limits, animated="first_frame", metadata=())
+    width, height = header.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    decode_into(data, header, rgb, np.empty((height, width), np.uint8) if header.has_alpha else None)
+    return rgb
 
 
 def _decoded(data: bytes, limits: LimitSettings) -> Matte:
