@@ -4,7 +4,7 @@ The real service process with an engine that costs nothing. After each kill the 
 decoded; after the last the service ends its work and everything is audited: folders, cutouts, ledger, and an event for
 every outcome. Power cuts are tools/power_cut.py's.
 
-    python -m tools.kill [--kills 2302] [--each 100] [--seed 1] [--out FILE]
+    python -m tools.kill [--kills 2302] [--each 100] [--seed 1] [--files one|three] [--out FILE]
 
 2,302 kills without a loss show a chance below 0.1 % per kill with 90 % confidence: ln(0.1) / ln(0.999).
 """
@@ -27,6 +27,7 @@ from tests.support.service import ENDINGS, ServiceUnderTest
 from tools.campaign import main
 from tools.tables import steps
 
+RECIPES: dict[str, dict[str, Any]] = {"one": {}, "three": audit.SET_OF_THREE}
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
 LIFE = {"start": 0.5, "work": 1.0}  # s until a kill, at most; of work, from ready on
@@ -35,14 +36,18 @@ FRESH = 16  # one start in so many is of a fresh interpreter, the others by fork
 FINISH = 600.0  # s for the rest after the last kill
 
 
-def campaign(base: Path, kills: int, seed: int, images: int = 0) -> dict[str, Any]:
-    """Below the folder `base`, which it makes; two images per kill, or `images`. Raises AssertionError."""
+def campaign(base: Path, kills: int, seed: int, images: int = 0, *, files: str = "one") -> dict[str, Any]:
+    """Below the folder `base`, which it makes; two images per kill, or `images`. Raises AssertionError.
+
+    Each image gives so many `files`: one or three.
+    """
+    recipe = RECIPES[files]
     dice, images = random.Random(seed), images or 2 * kills
     # A kill that an image has nothing to do with must not set it aside: the most attempts that can be set.
     options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
-    service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
+    service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options, recipe=recipe)
     dropped: dict[str, bytes] = {}
-    conservation = audit.Conservation(service.roots, dropped)
+    conservation = audit.Conservation(service.roots, dropped, recipe)
     found: Counter[str] = Counter()
     broken: list[str] = []  # by readers of the harness: a line of the log that is no JSON
     threading.excepthook = lambda happened: broken.append(repr(happened.exc_value))
@@ -57,7 +62,7 @@ def campaign(base: Path, kills: int, seed: int, images: int = 0) -> dict[str, An
     with service.start():
         service.wait(service.is_idle, "the rest after the last kill", timeout=FINISH)
     bad = {name: Reason.UNIDENTIFIED for name in dropped if name.startswith("bad/")}
-    audit.assert_settled(service, dropped, bad=bad)
+    audit.assert_settled(service, dropped, bad=bad, recipe=recipe)
     assert not broken, broken
     told = audit.assert_each_told([event for name in ENDINGS for event in service.recorded(name)])
     done = len(audit.files(service.done))
@@ -107,4 +112,4 @@ def one_life(service: ServiceUnderTest, dice: random.Random, kill: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main("kill", campaign, about=__doc__, unit="kills", count=2_302, each=100))
+    sys.exit(main("kill", campaign, about=__doc__, unit="kills", count=2_302, each=100, files=[*RECIPES]))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
@@ -21,11 +21,13 @@ from rmbgd.store.records import FileName, Job, Published, PublishedFile, SetFile
 class FileSet:
     """Temporaries of a job below `root`; removed on every way out on which they got no names. Belongs to one thread.
 
-    review  set it, and the whole set goes to people instead
+    review         set it, and the whole set goes to people instead
+    sidecar_facts  set them, and they become the <output>.json beside the first file, which is published before it
     """
 
     def __init__(self, job: Job, root: str, mode: int, fs: FileSystem) -> None:
         self.review = False
+        self.sidecar_facts: Mapping[str, object] | None = None
         self._job, self._root, self._mode, self._fs = job, root, mode, fs
         self._opened = ExitStack()
         self._made: list[tuple[FileName, Temporary, dict[str, object]]] = []
@@ -42,6 +44,10 @@ class FileSet:
             temporary = self._opened.enter_context(Temporary(self._root, below, own, self._mode, self._fs))
         self._made.append((name, temporary, facts))
         return temporary
+
+    def describe(self, **facts: object) -> None:
+        """Say more of the file that was made last."""
+        self._made[-1][2].update(facts)
 
     @staticmethod
     def data(temporary: Temporary) -> bytes:
@@ -60,6 +66,10 @@ class FileSet:
     def described(self) -> list[SetFile]:
         """What is to be published, once it is sealed."""
         return [SetFile(name, made.sha256, made.size, facts) for name, made, facts in self._made]
+
+    def announced(self, targets: Sequence[Target]) -> Published:
+        """What it is to be."""
+        return Published.announced(targets, self.described)
 
     def ours(self, targets: Sequence[Target]) -> list[bool] | None:
         """At which of them a file of ours stands; None where one of somebody else stands at any."""

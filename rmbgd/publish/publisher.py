@@ -68,13 +68,14 @@ class Publisher:
         """Make the files that `write` makes the set of the job's input, all or none, then archive the original.
 
         `outcome` is stored with it, for `deliver`, and gets `outputs`, but for one plain output. `content` and `report`
-        make the set known for equal images, unless it goes to people. `sidecar_facts` become the <output>.json beside
-        the first file, which is published before it.
+        make the set known for equal images, unless it goes to people. `sidecar_facts` are the set's where `write` gives
+        it none.
         """
         with self.open_set(job) as files:
+            files.sidecar_facts = sidecar_facts
             write(files)
             content = None if files.review else content
-            return self._record(job, *self._place(files, job, outcome, sidecar_facts), outcome, content, report)
+            return self._record(job, *self._place(files, job, outcome), outcome, content, report)
 
     def publish_copy(
         self,
@@ -95,11 +96,12 @@ class Publisher:
             if (published := self._standing(job, known, wanted)) is not None:
                 return self._record(job, published, (), outcome)
         with self.open_set(job) as files:
+            files.sidecar_facts = sidecar_facts
             for name, file in zip(wanted, known.files, strict=True):
                 if not _copy_known(known.output, file, files.create(name, **file.facts)):
                     self._ledger.forget_content(known.key)
                     return None
-            return self._record(job, *self._place(files, job, outcome, sidecar_facts), outcome)
+            return self._record(job, *self._place(files, job, outcome), outcome)
 
     def deliver(self, outcome: JobOutcome) -> None:
         """Emit the event of a job that was published or refused, as it was stored and whole."""
@@ -134,9 +136,7 @@ class Publisher:
             _note_missing(outcome)
         return published
 
-    def _place(
-        self, files: FileSet, job: Job, outcome: JobOutcome, facts: Mapping[str, object] | None
-    ) -> tuple[Published, Sequence[Target]]:
+    def _place(self, files: FileSet, job: Job, outcome: JobOutcome) -> tuple[Published, Sequence[Target]]:
         """Rename to the names that belong to this input, or to others where a file that is not ours stands; sync.
 
         Answers also what the input had besides, which is removed.
@@ -145,9 +145,7 @@ class Publisher:
         key, elsewhere = (review[0], ()) if files.review else (output, review)
         with storage_faults(key.output):
             self._check_unchanged(job, outcome)
-            return self.give_names(
-                files, job, key, lambda made: self._ledger.publishing(outcome, key, made, elsewhere), facts
-            )
+            return self.give_names(files, job, key, lambda made: self._ledger.publishing(outcome, key, made, elsewhere))
 
     def give_names(
         self,
@@ -155,7 +153,6 @@ class Publisher:
         job: Job,
         key: SetKey,
         announce: Callable[[Sequence[SetFile]], tuple[list[Target], list[Target]]],
-        facts: Mapping[str, object] | None = None,
     ) -> tuple[Published, Sequence[Target]]:
         """Seal a set and rename it; `announce` tells the ledger which files, and answers as Ledger.publishing does."""
         with storage_faults(key.output):
@@ -166,23 +163,24 @@ class Publisher:
                 made = {below: make_folders(key.output, below, self._fs) for below in wanted}
                 if any(below != folder for below, folder in made.items()):
                     self._ledger.output_names.move(key, targets, made)
-                elif self._place_at(targets, files, job, _with_outputs(facts, outcome)):
+                elif self._place_at(targets, files, job):
                     break
                 else:
                     self._ledger.output_names.move(key, targets)
-            published = files.published(targets, sidecar=facts is not None)
+            published = files.published(targets, sidecar=files.sidecar_facts is not None)
             changed = {*targets, *remove_replaced(besides, job, self._fs)}
             for path in sorted({os.path.dirname(target.full) for target in changed}):
                 self._fs.sync_folder(path)
         return published, besides
 
-    def _place_at(
-        self, targets: Sequence[Target], files: FileSet, job: Job, facts: Mapping[str, object] | None
-    ) -> bool:
+    def _place_at(self, targets: Sequence[Target], files: FileSet, job: Job) -> bool:
         """False: a file that we did not write stands at one of the names, or where the sidecar belongs."""
+        facts = files.sidecar_facts
         if (ours := files.ours(targets)) is None:
             return False
         files.bring_beside(targets)
+        if facts is not None and not (announced := files.announced(targets)).is_plain:
+            facts = {**facts, "outputs": announced.outputs}
         if facts is not None and not sidecar.write(targets[0], files.first, job, facts, self._mode(job), self._fs):
             return False
         placed = False
@@ -228,12 +226,6 @@ class Publisher:
 
     def _mode(self, job: Job) -> int:
         return int(self._config.recipe_of(self._folders[job.folder]).file_mode, 8)
-
-
-def _with_outputs(facts: Mapping[str, object] | None, outcome: JobOutcome) -> Mapping[str, object] | None:
-    """A sidecar says which files belong together."""
-    told = {"outputs": outcome.keys["outputs"]} if "outputs" in outcome.keys else {}
-    return None if facts is None else {**facts, **told}
 
 
 def _note_missing(outcome: JobOutcome) -> None:

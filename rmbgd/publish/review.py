@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
@@ -69,14 +69,13 @@ class Search:
     alive: Callable[[], None] = lambda: None
     _sizes: dict[str, dict[int, list[str]]] = field(default_factory=dict)
 
-    def find(self, root: str, path: str, size: int, sha256: str, *, besides: str = "") -> str | None:
-        """Path below `root` of a file with these bytes; the likeliest is `path`. Nothing below `besides` counts."""
+    def find(self, root: str, path: str, size: int, sha256: str, *, besides: str = "") -> Iterator[str]:
+        """Paths below `root` of files with these bytes; the likeliest is `path`. Nothing below `besides` counts."""
         if _size_of(os.path.join(root, path)) == size and _holds(os.path.join(root, path), sha256):
-            return path
+            yield path
         if root not in self._sizes:
             self._sizes[root] = self._read(root, besides)
-        candidates = self._sizes[root].get(size, ())
-        return next((found for found in candidates if _holds(os.path.join(root, found), sha256)), None)
+        yield from (each for each in self._sizes[root].get(size, ()) if _holds(os.path.join(root, each), sha256))
 
     def _read(self, root: str, besides: str) -> dict[int, list[str]]:
         sizes: dict[int, list[str]] = {}
@@ -115,6 +114,8 @@ class Reviewer:
         self._deciding = threading.Lock()  # one decision at a time
         self._roots: dict[str, tuple[object, ...]] = {}  # by folder: its directories, when something waited in them
         self._was_gone: set[int] = set()  # jobs whose files were nowhere at the last look
+        # Path -> (how it looked to stat, is it as it was put there): a large file is not read at every look.
+        self._judged: dict[str, tuple[tuple[int, int, int], bool]] = {}
 
     def approve(self, job_id: int, person: str) -> bool:
         """Publish the set as it stands now. False: that was done before. Raises UndecidableReview."""
@@ -202,7 +203,8 @@ class Reviewer:
                 known = ours.get(target.slot)
                 likely = known.path if known is not None else target.path
                 size, sha256 = target.size or 0, target.sha256 or ""
-                at = search.find(key.output, likely, size, sha256, besides=found.root) or ""
+                candidates = search.find(key.output, likely, size, sha256, besides=found.root)
+                at = next((each for each in candidates if not self._ledger.output_names.is_anothers(key, each)), "")
                 source = os.path.join(key.output, at)
             if not at or not os.path.isdir(found.root):
                 text = f"{target.path} is nowhere any more: put it back into the review folder, or reject the image"
@@ -236,11 +238,12 @@ class Reviewer:
             make_folders(failed, os.path.dirname(target.path), self._fs)
         for number in itertools.count(1):
             places = {target: names.version_of(target.path, number) for target in sources}
-            taken = False
-            for target, path in places.items():
-                full = os.path.join(failed, path)
-                taken = taken or (os.path.lexists(full) and not holds(full, sources[target] or target.sha256))
-            if taken or not self._explain(found, failed, list(places.values()), detail):
+            reason = os.path.join(failed, names.reason_name(next(iter(places.values()), "")))
+            begun = sidecar.read_json(reason).get("job") == job.job_id  # before a crash
+            there = [(target, full) for target, path in places.items() if os.path.lexists(full := f"{failed}/{path}")]
+            if any(not holds(full, sources[target]) if sources[target] else not begun for target, full in there):
+                continue
+            if not self._explain(found, failed, list(places.values()), detail):
                 continue
             for target, path in places.items():
                 if sources[target] and os.path.lexists(os.path.join(failed, path)):
@@ -306,23 +309,33 @@ class Reviewer:
         waits = os.path.lexists(target.full)
         for where, root in ((Whereabouts.OUTPUT, output), (Whereabouts.FAILED, str(folder.failed))):
             full = os.path.join(root, target.path)
-            if _size_of(full) == size and not self._is_older(full, found, root) and _holds(full, sha256):
+            if _size_of(full) == size and not self._is_known(target.path, found, root) and _holds(full, sha256):
                 return where, target.path
         if waits:
-            return (Whereabouts.WAITS if _stands(target) else Whereabouts.EDITED), target.path
+            return (Whereabouts.WAITS if self._is_unchanged(target) else Whereabouts.EDITED), target.path
         for where, root in ((Whereabouts.OUTPUT, output), (Whereabouts.FAILED, str(folder.failed))):
-            if path := search.find(root, target.path, size, sha256, besides=found.root):
-                return where, path
+            key = SetKey(root, found.review.folder, found.review.path)
+            for path in search.find(root, target.path, size, sha256, besides=found.root):
+                if not self._ledger.output_names.is_anothers(key, path):  # a mask of another image may be the same
+                    return where, path
         return Whereabouts.GONE, ""
 
-    def _is_older(self, full: str, found: ReviewSet, root: str) -> bool:
-        """Is it the output of an older version that happens to be the same, and was there before?"""
-        had = self._ledger.output_names.of(SetKey(root, found.review.folder, found.review.path))
-        known = next((target for target in had.values() if target.full == full), None)
-        if known is None:
-            return False
-        status = os.lstat(full)
-        return (status.st_ino, status.st_mtime_ns) == (known.inode, known.mtime_ns)
+    def _is_unchanged(self, target: Target) -> bool:
+        status = os.lstat(target.full)
+        looks = (status.st_ino, status.st_size, status.st_mtime_ns)
+        known = self._judged.get(target.full)
+        if known is None or known[0] != looks:
+            known = self._judged[target.full] = looks, _stands(target)
+        return known[1]
+
+    def _is_known(self, path: str, found: ReviewSet, root: str) -> bool:
+        """Is it there as the output of another image, or of an older version, that happens to be the same?"""
+        key = SetKey(root, found.review.folder, found.review.path)
+        if self._ledger.output_names.is_anothers(key, path):
+            return True
+        known = next((target for target in self._ledger.output_names.of(key).values() if target.path == path), None)
+        status = os.lstat(os.path.join(root, path))
+        return known is not None and (status.st_ino, status.st_mtime_ns) == (known.inode, known.mtime_ns)
 
     def _moved_to_output(self, found: ReviewSet, output: str, paths: Mapping[Target, str]) -> None:
         files = []
@@ -353,6 +366,8 @@ class Reviewer:
         for target in (*(found.files if copies else ()), *filter(None, (found.preview,))):
             if _stands(target):
                 self._fs.unlink(target.full)
+        for target in found.all:
+            self._judged.pop(target.full, None)
         for target in found.files[:1]:
             sidecar.remove(target, found.job, self._fs)
         for below in {os.path.dirname(target.full) for target in found.all}:

@@ -169,9 +169,7 @@ class Ledger:
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
             db.execute(update, (os.fsencode(targets[0].path), first.sha256, first.size, outcome.job_id))
             self.output_names.announce(db, zip(targets, (file.sha256 for file in files), strict=True), besides)
-            made = zip(targets, files, strict=True)
-            named = [PublishedFile(target.slot, target.path, *astuple(file)[1:]) for target, file in made]
-            if not (announced := Published(key.output, tuple(named))).is_plain:
+            if not (announced := Published.announced(targets, files)).is_plain:
                 outcome.add(outputs=announced.outputs)
             self.outbox.put(db, outcome)
         return targets, besides
@@ -312,6 +310,11 @@ class Ledger:
     def ended(self, job_id: int) -> Unfinished | None:
         """A job that may be over; as in `unfinished`."""
         return next((_unfinished(row) for row in self.database.all(f"{_UNFINISHED} WHERE id=?", (job_id,))), None)
+
+    def coverages(self, folder: str, limit: int = 500) -> list[float]:
+        """Mean alpha of the last images of a drop folder that were done, the newest first."""
+        query = "SELECT coverage FROM job WHERE +folder=? AND coverage IS NOT NULL ORDER BY id DESC LIMIT ?"
+        return [coverage for (coverage,) in self.database.all(query, (folder, limit))]
 
     def counts(self) -> dict[str, int]:
         return dict(self.database.all("SELECT state, count(*) FROM job GROUP BY state"))

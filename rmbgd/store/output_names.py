@@ -11,13 +11,17 @@ from rmbgd import naming as names
 from rmbgd.store.database import Database, Row, signed, unsigned
 from rmbgd.store.records import FileName, Published, SetKey, Target
 
-_SELECT = (
-    "SELECT extension, target, base, number, pending, sha256, size, inode, mtime_ns, sidecar FROM target "
-    "WHERE output=? AND folder=? AND source=?"
+_COLUMNS = "extension, target, base, number, pending, sha256, size, inode, mtime_ns, sidecar"
+_SELECT = f"SELECT {_COLUMNS} FROM target WHERE output=? AND folder=? AND source=?"  # noqa: S608 - our own words
+_TAKE = (
+    "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "  # noqa: S608 - likewise
+    "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (output, target) DO UPDATE SET "
+    f"extension=excluded.extension, base=excluded.base, number=excluded.number RETURNING {_COLUMNS}"
 )
 # What is at this name is not in the set any more, and is known until it has been removed.
 _NOT_ANNOUNCED = "UPDATE target SET sha256=coalesce(sha256, pending), pending=NULL"
 _GIVE_UP = f"{_NOT_ANNOUNCED}, extension='~'||hex(target)"
+_ANOTHERS = "SELECT 1 FROM target WHERE output=? AND target=? AND NOT (folder=? AND source=?)"
 _OF_SLOT = "WHERE output=? AND folder=? AND source=? AND extension=?"
 
 
@@ -54,7 +58,7 @@ class OutputNames:
         if len(kept) == len(wanted) and len({target.number for target in kept}) == 1:
             targets = kept
         else:
-            targets = self._choose(db, key, wanted, {target.slot: target for target in kept})
+            targets = self._choose(db, key, wanted, {target.slot: target for target in kept}, had=bool(had))
         paths = {target.path for target in targets}
         return targets, [target for target in had.values() if target.path not in paths]
 
@@ -110,7 +114,13 @@ class OutputNames:
             )
 
     def _choose(
-        self, db: sqlite3.Connection, key: SetKey, wanted: Sequence[FileName], kept: Mapping[str, Target]
+        self,
+        db: sqlite3.Connection,
+        key: SetKey,
+        wanted: Sequence[FileName],
+        kept: Mapping[str, Target],
+        *,
+        had: bool,
     ) -> list[Target]:
         if kept:
             later = any(name.slot in kept and _has_later(kept[name.slot], name) for name in wanted)
@@ -120,30 +130,37 @@ class OutputNames:
             (name.slot, kept[name.slot].base if name.slot in kept else name.later if later else name.plain)
             for name in wanted
         ]
-        return self._own(db, key, bases, max((target.number for target in kept.values()), default=1))
+        return self._own(db, key, bases, max((target.number for target in kept.values()), default=1), had=had)
 
-    def _own(self, db: sqlite3.Connection, key: SetKey, bases: Sequence[tuple[str, str]], number: int) -> list[Target]:
-        """Give the set the first version of its names, from `number` on, of which no other input has one."""
+    def _own(
+        self, db: sqlite3.Connection, key: SetKey, bases: Sequence[tuple[str, str]], number: int, *, had: bool = True
+    ) -> list[Target]:
+        """Give the set the first version of its names, from `number` on, of which no other input has one.
+
+        `had`: may it have other names?
+        """
         while any(self._is_anothers(db, key, names.version_of(base, number)) for _, base in bases):
             number += 1
         paths = [os.fsencode(names.version_of(base, number)) for _, base in bases]
-        for (slot, _), path in zip(bases, paths, strict=True):
-            db.execute(f"{_GIVE_UP} {_OF_SLOT} AND target<>?", (*_values(key), slot, path))
+        if had:
+            for (slot, _), path in zip(bases, paths, strict=True):
+                db.execute(f"{_GIVE_UP} {_OF_SLOT} AND target<>?", (*_values(key), slot, path))
+        owned = []
         for (slot, base), path in zip(bases, paths, strict=True):
-            db.execute(
-                "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "
-                "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (output, target) DO UPDATE SET "
-                "extension=excluded.extension, base=excluded.base, number=excluded.number",
-                (*_values(key), slot, path, os.fsencode(base), number, self._database.wall()),
-            )
-        owned = self.of(key)
-        return [owned[slot] for slot, _ in bases]
+            row = db.execute(_TAKE, (*_values(key), slot, path, os.fsencode(base), number, self._database.wall()))
+            owned.append(_target(key, row.fetchall()[0]))
+        return owned
+
+    def is_anothers(self, key: SetKey, path: str) -> bool:
+        """Does it belong to another input?"""
+        return self._database.one(_ANOTHERS, _another(key, path)) is not None
 
     def _is_anothers(self, db: sqlite3.Connection, key: SetKey, target: str) -> bool:
-        """Does it belong to another input?"""
-        output, folder, source = _values(key)
-        query = "SELECT 1 FROM target WHERE output=? AND target=? AND NOT (folder=? AND source=?)"
-        return bool(db.execute(query, (output, os.fsencode(target), folder, source)).fetchall())
+        return bool(db.execute(_ANOTHERS, _another(key, target)).fetchall())
+
+
+def _another(key: SetKey, path: str) -> Row:
+    return os.fsencode(key.output), os.fsencode(path), key.folder, os.fsencode(key.relative_path)
 
 
 def read_names(db: sqlite3.Connection, key: SetKey) -> dict[str, Target]:
@@ -152,11 +169,13 @@ def read_names(db: sqlite3.Connection, key: SetKey) -> dict[str, Target]:
 
 
 def _targets(key: SetKey, rows: Iterable[Row]) -> dict[str, Target]:
-    found = {}
-    for slot, path, base, number, pending, sha256, size, inode, mtime_ns, sidecar in rows:
-        looks = (pending, sha256, size, None if inode is None else unsigned(inode), mtime_ns, bool(sidecar))
-        found[slot] = Target(key.output, os.fsdecode(path), slot, os.fsdecode(base), number, *looks)
-    return found
+    return {target.slot: target for target in (_target(key, row) for row in rows)}
+
+
+def _target(key: SetKey, row: Row) -> Target:
+    slot, path, base, number, pending, sha256, size, inode, mtime_ns, sidecar = row
+    looks = (pending, sha256, size, None if inode is None else unsigned(inode), mtime_ns, bool(sidecar))
+    return Target(key.output, os.fsdecode(path), slot, os.fsdecode(base), number, *looks)
 
 
 def _kept(had: Mapping[str, Target], wanted: Sequence[FileName]) -> list[Target]:

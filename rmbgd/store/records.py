@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rmbgd import naming as names
@@ -144,6 +144,13 @@ class Published:
     files: tuple[PublishedFile, ...]
     sidecar: bool = False
 
+    @classmethod
+    def announced(cls, targets: Sequence[Target], files: Sequence[SetFile]) -> Published:
+        """What is about to be, under the names that it is to have."""
+        pairs = zip(targets, files, strict=True)
+        made = (PublishedFile(target.slot, target.path, file.sha256, file.size, file.facts) for target, file in pairs)
+        return cls(targets[0].output, tuple(made))
+
     @property
     def path(self) -> str:
         return self.files[0].path
@@ -158,8 +165,9 @@ class Published:
 
     @property
     def is_plain(self) -> bool:
-        """Is it the one output of a recipe that lists none?"""
-        return len(self.files) == 1 and self.files[0].slot in names.EXTENSIONS.values()
+        """Is it the one output of a recipe that lists none, and nothing is to be said of it?"""
+        first = self.files[0]
+        return len(self.files) == 1 and first.slot in names.EXTENSIONS.values() and "preset" not in first.facts
 
     @property
     def outputs(self) -> list[dict[str, object]]:

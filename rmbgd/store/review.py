@@ -105,13 +105,13 @@ class Reviews:
 
     def published(self, root: str, review: Review, published: Published, removed: Sequence[Target]) -> None:
         """The approved set stands; what waits below `root` is as it was published, also where somebody edited it."""
-        update = "UPDATE target SET sha256=? WHERE output=? AND folder=? AND source=? AND extension=?"
+        update = "UPDATE target SET sha256=?, size=? WHERE output=? AND folder=? AND source=? AND extension=?"
         of_input = (os.fsencode(root), review.folder, os.fsencode(review.path))
         with self._database.transaction() as db:
             self._names.publish(db, published)
             self._names.forget(db, removed)
             for file in published.files:
-                db.execute(update, (file.sha256, *of_input, file.slot))
+                db.execute(update, (file.sha256, file.size, *of_input, file.slot))
 
     def approved(self, root: str, review: Review, published: Published) -> None:
         """Nothing of it waits below `root` any more. What people moved becomes the input's own."""

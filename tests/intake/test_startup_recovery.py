@@ -10,7 +10,6 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Self
 from unittest import mock
 
 import pytest
@@ -19,102 +18,12 @@ from hypothesis import strategies as st
 
 from rmbgd import naming as names
 from rmbgd.errors import Reason
-from rmbgd.fs import SystemFileSystem, version_of
-from rmbgd.intake.startup_recovery import Recovered, Recovery
-from rmbgd.store.claims import claim_by_rename, put_back
-from rmbgd.store.outbox import JobOutcome
-from rmbgd.store.records import Candidate, ContentKey, FileName, Job, SetFile, SetKey
-from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
+from rmbgd.fs import version_of
+from rmbgd.intake.startup_recovery import Recovered
+from rmbgd.store.records import Candidate, FileName, Job, SetFile, SetKey
+from rmbgd.testing.fs import FailingFs, WorldStopped
+from tests.support.run import Run
 from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
-
-STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
-
-
-def stepped(step: Callable[[], None], action: Callable[..., object]) -> Callable[..., object]:
-    def stepping(*arguments: object, **given: object) -> object:
-        step()
-        return action(*arguments, **given)
-
-    return stepping
-
-
-class Run(Workspace):
-    """One run of the service, from start to its end or to the step at which the world stops.
-
-    Every operation on files is a step, and every commit of the ledger.
-    """
-
-    def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
-        super().__init__(base, fs=SystemFileSystem() if after is None else CrashingFs(after), **given)
-        self.root = str(self.roots["input"])
-        self.step: Callable[[], None] = getattr(self.fs, "step", lambda: None)
-        for name in STEPS_OF_THE_LEDGER:
-            setattr(self.ledger, name, stepped(self.step, getattr(self.ledger, name)))
-        self.recovery = Recovery(self.config, self.ledger, self.publisher, self.events, fs=self.fs)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if isinstance(self.fs, CrashingFs):
-            self.die()
-        self.close()
-
-    def die(self) -> None:
-        """What waited for the next commit dies with the process."""
-        self.ledger.database._deferred.clear()
-
-    def claim(self, path: str) -> Job | None:
-        version = version_of(os.lstat(os.path.join(self.root, path)))
-        if self.ledger.handled("shop", path, version):
-            return None
-        by_rename, now = self.folder.originals != "keep", self.clock.monotonic()
-        (job,) = self.ledger.claim([Candidate("shop", path, self.root, version, now, by_rename)])
-        if by_rename:
-            claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
-        return job
-
-    def put_back(self, job: Job) -> None:
-        if job.claimed_by_rename:
-            put_back(self.root, os.path.basename(job.source), job.relative_path, self.fs)
-        self.ledger.release([job.job_id])
-
-    def end(self, job: Job) -> None:
-        """What the pipeline does: the content says how it ends."""
-        data = Path(job.source).read_bytes()
-        if data.startswith(b"bad"):
-            outcome = torn(job)
-            self.publisher.quarantine.set_aside(job, outcome)
-            self.deliver(outcome)
-        elif data.startswith(b"later") and job.attempt == 1 and self.clock.monotonic() < 2000:
-            self.put_back(job)
-        else:
-            outcome, key = done(job), ContentKey(sha256(data), "recipe")
-            known = self.ledger.same_content(key.sha256_in, key.recipe_hash)
-            if known is None or self.publisher.publish_copy(job, known, outcome) is None:
-                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
-                self.publish(job, b"cutout of " + data, outcome=outcome, content=key, sidecar_facts=facts)
-            self.deliver(outcome)
-
-    def deliver(self, outcome: JobOutcome) -> None:
-        """The world may stop before the event, and between the event and the note that it was delivered."""
-        self.step()
-        database = self.ledger.database
-        with mock.patch.object(database, "defer", stepped(self.step, database.defer)):
-            self.publisher.deliver(outcome)
-
-    def work_off(self) -> Recovered:
-        """Recover, then everything that waits, as the loop would."""
-        found = self.recovery.recover()
-        while (job := self.recovery.suspects.next()) is not None:
-            self.end(job)
-        self.work_waiting()
-        return found
-
-    def work_waiting(self) -> None:
-        for path in sorted(self.files("input")):
-            if not path.startswith(".rmbgd/") and (job := self.claim(path)) is not None:
-                self.end(job)
 
 
 def check_whole(workspace: Workspace, originals: list[bytes]) -> None:

@@ -26,9 +26,10 @@ pytestmark = pytest.mark.campaign
 
 
 @pytest.mark.timeout(900)
-def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -> None:
+@pytest.mark.parametrize("files", kill.RECIPES)
+def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart, files: str) -> None:
     kills = campaign_part.count(KILLS, least=5)
-    result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills)
+    result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills, files=files)
     assert result["lost"] == 0
     assert result["images"] + result["refused"] == IMAGES_PER_KILL * kills
     assert result["found_waiting"] + result["found_claimed"] > 0, "no kill came while there was work"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import ServiceUnderTest
 
 STEPS_MAXIMUM = 400  # more steps than this for four images is a defect of the test
+RECIPES: dict[str, dict[str, Any]] = {"one file": {}, "three files": audit.SET_OF_THREE}
 PATIENT = {"intake": {"attempts": 10}}  # kills that the image has nothing to do with must not set it aside
 
 
@@ -30,9 +32,9 @@ def is_over(service: ServiceUnderTest) -> bool:
     return service.is_idle() and not [name for name in audit.files(service.output) if ".rmbgd" in name]
 
 
-def assert_delivered(service: ServiceUnderTest, number: int) -> None:
+def assert_delivered(service: ServiceUnderTest, number: int, recipe: dict[str, Any]) -> None:
     """The newest versions are published, archived once, and the bad one refused once. Then takes the originals away."""
-    audit.assert_complete(service.roots, delivery(number), bad={"bad.png": Reason.UNIDENTIFIED})
+    audit.assert_complete(service.roots, delivery(number), bad={"bad.png": Reason.UNIDENTIFIED}, recipe=recipe)
     assert audit.files(service.done) == ["a.png", "s/b.png", "twin.png"]
     assert audit.files(service.failed) == ["bad.png", "bad.png.error.json"]
     for kept in (root / name for root in (service.done, service.failed) for name in audit.files(root)):
@@ -41,12 +43,13 @@ def assert_delivered(service: ServiceUnderTest, number: int) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(600)
-def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) -> None:
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart, recipe: dict[str, Any]) -> None:
     """Killed before its first, second ... last file operation or commit of a delivery, the next start ends it right.
 
     In a part of the campaign every so many steps, others for each commit.
     """
-    service = ServiceUnderTest(tmp_path, settings=PATIENT)
+    service = ServiceUnderTest(tmp_path, settings=PATIENT, recipe=recipe)
     service.options["fuse"] = str(service.fuse)
     with service:
         for round_, step in enumerate(campaign_part.of(range(STEPS_MAXIMUM))):
@@ -58,7 +61,7 @@ def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) ->
                 service.reap()
                 service.start()
                 service.wait(lambda: is_over(service), f"everything after a kill before step {step + 1}")
-            assert_delivered(service, round_)
+            assert_delivered(service, round_, recipe)
             if not burnt:
                 break
         else:

@@ -16,26 +16,16 @@ import pytest
 
 from rmbgd import naming as names
 from rmbgd.errors import StorageFault
-from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.retry import Retrier, WantedOriginals
 from rmbgd.publish.review import Reviewer, Search, UndecidableReview, look_beside
 from rmbgd.store import reading, review
-from rmbgd.store.outbox import JobOutcome, job_keys
-from rmbgd.store.records import FileName, Job, SetKey
+from rmbgd.store.records import SetKey
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
-from tests.support.workspace import OF_DONE, Workspace
+from tests.support.reviews import SET, built, doubt
+from tests.support.workspace import Workspace
 
 Build = Callable[..., Workspace]
 STEPS_MAXIMUM = 100
-SET = {"s/a.png": b"cutout", "s/a_white.jpg": b"on white", "masks/a.png": b"mask"}
-MOVED = [("s/a.png", "s/a.png"), ("s/a_white.jpg", "s/a_white.jpg"), ("masks/a.png", "masks/a.png")]
-
-
-def built(base: Path, **given: object) -> Workspace:
-    (base / "review").mkdir(exist_ok=True)
-    it = Workspace(base, **{"review": str(base / "review")} | given)
-    it.roots["review"] = Path(it.folder.review or "")
-    return it
 
 
 @pytest.fixture
@@ -56,27 +46,6 @@ def other_disk(tmp_path: Path) -> Iterator[Path]:
         pytest.skip("/dev/shm is not writable, or no second file system")
     with tempfile.TemporaryDirectory(dir=shm) as folder:
         yield Path(folder)
-
-
-def outcome(job: Job, **keys: object) -> JobOutcome:
-    return JobOutcome("image.done", job_keys(job) | OF_DONE | {"verdict": "review", "reasons": ["soft inside"]} | keys)
-
-
-def doubt(it: Workspace, path: str = "s/a.jpg", files: dict[str, bytes] | None = None, **keys: object) -> int:
-    """Put an image's set and its preview into the review folder, as the finish stage does; answers its job."""
-    it.drop(path)
-    job = it.claim(path)
-
-    def write(made: FileSet) -> None:
-        made.review = True
-        for name, data in (SET if files is None else files).items():
-            made.create(FileName(name, name, name)).write(data)
-        made.create(FileName.of_output(path, names.PREVIEW)).write(b"preview of " + path.encode())
-
-    facts = {"verdict": "review"}
-    it.publisher.publish(job, write, told := outcome(job, **keys), sidecar_facts=facts)
-    it.publisher.deliver(told)
-    return job.job_id
 
 
 def reviewer(it: Workspace) -> Reviewer:
@@ -195,7 +164,8 @@ def test_nothing_of_an_input_is_claimed_while_it_is_decided_about(it: Workspace)
 @pytest.mark.parametrize("decision", ["approve", "reject"])
 @pytest.mark.parametrize("across", [False, True])
 def test_killed_at_any_step_the_next_start_ends_the_decision(tmp_path: Path, decision: str, *, across: bool) -> None:
-    wanted = {"approve": ("output", SET), "reject": ("failed", SET)}[decision]
+    """One file was edited while it waited."""
+    files, role = SET | {"s/a.png": b"retouched"}, {"approve": "output", "reject": "failed"}[decision]
     for after in range(STEPS_MAXIMUM):
         base = tmp_path / str(after)
         base.mkdir()
@@ -203,18 +173,18 @@ def test_killed_at_any_step_the_next_start_ends_the_decision(tmp_path: Path, dec
             it.drop("s/a.jpg", b"old")
             it.work("s/a.jpg", b"old cutout")
             job = doubt(it)
+            (it.roots["review"] / "s" / "a.png").write_bytes(files["s/a.png"])
         finished = decide_until(base, after, decision, job, across=across)
         with closing(built(base)) as it:
             everywhere = {role: it.files(role) for role in ("review", "output", "failed")}
-            for path, data in SET.items():
+            for path, data in files.items():
                 assert any(found.get(path) == data for found in everywhere.values()), f"{path} lost after {after}"
         assert decide_until(base, STEPS_MAXIMUM, decision, job, across=across)
         with closing(built(base)) as it:
-            role, files = wanted
             found = {path: data for path, data in it.files(role).items() if not path.endswith(".error.json")}
             assert found == files, f"after {after} steps"
             assert it.files("review") == {}, f"after {after} steps"
-            assert it.files("output") == (SET if decision == "approve" else {"s/a.png": b"old cutout"})
+            assert it.files("output") == (files if decision == "approve" else {"s/a.png": b"old cutout"})
             assert it.ledger.reviews.count() == 0
             assert it.ledger.output_names.of(SetKey(str(it.roots["review"]), "shop", "s/a.jpg")) == {}
         if finished:
@@ -324,6 +294,29 @@ def test_what_people_moved_is_replaced_with_its_input(it: Workspace) -> None:
         it.drop(path, b"newer")
         it.work(path, b"newer")
     assert it.files("output") == {"a.png": b"newer", "b.png": b"newer"}
+
+
+def test_what_was_moved_elsewhere_is_the_output_instead_of_the_older_one(it: Workspace) -> None:
+    it.drop("a.jpg", b"old")
+    it.work("a.jpg", b"old cutout")
+    doubt(it, "a.jpg", {".png": b"first"})
+    move(it, "a.png", "output", "keep/a.png")
+    look(it, reviewer(it))
+    assert it.files("output") == {"a.png": b"old cutout", "keep/a.png": b"first"}
+    it.drop("a.jpg", b"newer")
+    it.publish(it.claim("a.jpg"), b"newer")
+    assert it.files("output") == {"a.png": b"newer"}
+
+
+def test_an_equal_mask_of_another_image_is_not_taken_for_it(it: Workspace) -> None:
+    jobs = [doubt(it, f"{name}.jpg", {f"{name}.png": name.encode(), f"mask/{name}.png": b"empty"}) for name in "ab"]
+    by = reviewer(it)
+    by.approve(jobs[0], "anna")
+    look(it, by)
+    for path in ("b.png", "mask/b.png"):
+        (it.roots["review"] / path).unlink()
+    assert [look(it, by) for _ in range(2)] == [[""], [""]]
+    assert decided(it)[1:] == [("b.jpg", "rejected", "gone")]
 
 
 def test_an_equal_output_of_before_approves_nothing(it: Workspace) -> None:

@@ -11,16 +11,31 @@ import os
 import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
-from rmbgd.naming import is_temporary
+from rmbgd.naming import expand, is_temporary
 from rmbgd.store.ledger import Ledger
-from tests.support.images import assert_cutout_of
+from tests.support.images import assert_cutout_of, rgba_of
 
 PLACES = ("done", "failed", "input")
+SET_OF_THREE: dict[str, Any] = {
+    "deliver": [
+        {"path": "{dir}/{stem}.png"},
+        {"path": "small/{dir}/{stem}.png", "longest_side": 32},
+        {"path": "masks/{dir}/{stem}.png", "content": "mask"},
+    ]
+}
+"""A recipe whose first file is what one without any gives."""
+
+
+def outputs_of(name: str, recipe: Mapping[str, Any] | None = None) -> list[str]:
+    """The files of an image's set, in their order, where its stem is its own."""
+    templates = [each["path"] for each in (recipe or {}).get("deliver", [{"path": "{dir}/{stem}.png"}])]
+    return [expand(template, name, ".png", when=date(2026, 1, 31))[0] for template in templates]
 
 
 def files(root: Path) -> list[str]:
@@ -52,7 +67,11 @@ def places(roots: Mapping[str, Path], dropped: Mapping[str, bytes]) -> dict[str,
 
 
 def assert_complete(
-    roots: Mapping[str, Path], dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None
+    roots: Mapping[str, Path],
+    dropped: Mapping[str, bytes],
+    *,
+    bad: Mapping[str, Reason] | None = None,
+    recipe: Mapping[str, Any] | None = None,
 ) -> None:
     """All is over: good ones are cutouts and archived, bad ones refused with their reason, nothing else lies about.
 
@@ -62,10 +81,13 @@ def assert_complete(
     ended = places(roots, dropped)
     assert ended == {name: "failed" if name in bad else "done" for name in dropped}
     assert claimed(roots["input"]) == []
-    good = {os.path.splitext(name)[0] + ".png": data for name, data in dropped.items() if name not in bad}
-    assert sorted(good) == [name for name in files(roots["output"]) if not name.endswith(".json")]
-    for name, data in good.items():
-        assert_cutout_of(data, roots["output"] / name)
+    sets = {name: outputs_of(name, recipe) for name in dropped if name not in bad}
+    published = sorted(path for outputs in sets.values() for path in outputs)
+    assert published == [name for name in files(roots["output"]) if not name.endswith(".json")]
+    for name, (first, *others) in sets.items():
+        assert_cutout_of(dropped[name], roots["output"] / first)
+        for other in others:
+            rgba_of(roots["output"] / other)
     for name, reason in bad.items():
         assert reason_of(roots["failed"], name) == reason
     assert [name for root in roots.values() for name in files(root) if ".rmbgd" in name] == []
@@ -83,8 +105,10 @@ class Conservation:
     audits cost what one does. What is whole at the end is `assert_complete`'s.
     """
 
-    def __init__(self, roots: Mapping[str, Path], dropped: Mapping[str, bytes]) -> None:
-        self._roots = roots
+    def __init__(
+        self, roots: Mapping[str, Path], dropped: Mapping[str, bytes], recipe: Mapping[str, Any] | None = None
+    ) -> None:
+        self._roots, self._recipe = roots, recipe
         self._dropped = dropped  # grows while the service is fed
         self._whole: set[str] = set()
 
@@ -101,12 +125,16 @@ class Conservation:
         assert sum(where.values()) == len(self._dropped), (
             f"{len(self._dropped)} were dropped, but there are {where}; failed: {failed}"
         )
-        cutouts = {os.path.splitext(name)[0] + ".png" for name in done}
+        cutouts = {path for name in done for path in outputs_of(name, self._recipe)}
         assert cutouts <= set(published), f"archived without a cutout: {cutouts - set(published)}"
+        firsts = {outputs_of(name, self._recipe)[0]: data for name, data in self._dropped.items()}
         for name in set(published) - self._whole:  # also what is published, and its original not yet archived
             cutout = self._roots["output"] / name
             try:
-                assert_cutout_of(self._dropped[name], cutout)
+                if name in firsts:
+                    assert_cutout_of(firsts[name], cutout)
+                else:
+                    rgba_of(cutout)
             except OSError as error:  # what Pillow says of a file that is cut off
                 raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no image: {error}") from error
         self._whole |= cutouts
@@ -131,7 +159,13 @@ def assert_each_told(endings: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     return {job: len(each) for job, each in told.items()}
 
 
-def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None) -> None:
+def assert_settled(
+    service: Any,
+    dropped: Mapping[str, bytes],
+    *,
+    bad: Mapping[str, Reason] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> None:
     """P0, after every fault: folders, outputs, ledger and events tell the same story, and each image ends once.
 
     For archive mode and inputs of one version each. The service, a ServiceUnderTest, may be up or down.
@@ -142,7 +176,7 @@ def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[s
     (d) each outcome is told once, and once more only by a next start that says so.
     """
     bad = bad or {}
-    assert_complete(service.roots, dropped, bad=bad)
+    assert_complete(service.roots, dropped, bad=bad, recipe=recipe)
     with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
         ledger.row_factory = sqlite3.Row
         found = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
@@ -168,3 +202,6 @@ def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[s
         digest = hashlib.sha256(data).hexdigest()
         assert digest == row["sha256_out"] == event["sha256_out"], f"{path}: what is published is not what was recorded"
         assert len(data) == row["size_out"] == event["bytes_out"], path
+        for each in event.get("outputs", ()):
+            data = (service.output / each["path"]).read_bytes()
+            assert (hashlib.sha256(data).hexdigest(), len(data)) == (each["sha256"], each["size"]), each["path"]

@@ -339,4 +339,10 @@ class ServiceUnderTest:
 
 
 def _toml(values: dict[str, Any]) -> list[str]:
-    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return [f"{key} = {_value(value)}" for key, value in values.items() if value is not None]
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(_toml(value)) + "}"
+    return "[" + ", ".join(map(_value, value)) + "]" if isinstance(value, list) else json.dumps(value)
