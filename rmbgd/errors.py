@@ -47,6 +47,10 @@ class Reason(StrEnum):
     IO_ERROR = "io_error", "reading the file failed three times"
     NO_SUBJECT = "no_subject", 'no foreground was found, and the recipe says on_empty = "refuse"'
     VANISHED = "vanished", "the claimed file was removed from the claim folder before it was read"
+    NEEDS_REVIEW = (
+        "needs_review",
+        "a person should look at the result, and `rmbgd once` has no review folder to put it into",
+    )
     REJECTED_IN_REVIEW = "rejected_in_review", "a person looked at the result and rejected it"
     CRASH_LOOP = "crash_loop", "the service crashed three times while it processed this file"
     POISON = "poison", "the engine fails on this image even when it runs alone, and not on others"

@@ -30,7 +30,7 @@ MAY_USE: dict[str, set[str]] = {
     "models": BASE,
     "mtbf": {"errors", "events", "fs", "page", "wording"},
     "report": BASE | {"config", "store", "imaging", "telemetry"},
-    "evaluate": BASE | {"config", "imaging", "report"},
+    "evaluate": BASE | {"config", "imaging", "report", "deliver"},
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
@@ -40,7 +40,7 @@ MAY_USE: dict[str, set[str]] = {
     "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
     "cli": BASE
-    | {"config", "store", "telemetry", "models", "mtbf", "report", "evaluate", "service", "doctor", "bench"},
+    | {"config", "store", "telemetry", "models", "mtbf", "deliver", "report", "evaluate", "service", "doctor", "bench"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
     "__main__": {"cli"},
 }
@@ -151,27 +151,27 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1830, 14),
-    "backends": (2310, 18),
+    "backends": (2360, 18),
     "bench": (740, 4),
-    "cli": (3320, 25),
-    "deliver": (790, 6),
-    "config": (1460, 6),
+    "cli": (3470, 26),
+    "deliver": (1830, 12),
+    "config": (1690, 7),
     "doctor": (800, 4),
-    "engine": (4255, 22),
+    "engine": (4270, 22),
     "imaging": (3050, 18),
     "intake": (2150, 12),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1560, 10),
-    "publish": (1780, 8),
-    "service": (2900, 17),
+    "pipeline": (1790, 10),
+    "publish": (1830, 8),
+    "service": (2930, 17),
     "report": (250, 2),
-    "evaluate": (735, 5),
-    "store": (2210, 13),
+    "evaluate": (920, 6),
+    "store": (2220, 13),
     "telemetry": (890, 6),
-    "testing": (700, 6),
+    "testing": (705, 6),
 }
-MODULES, LINES, TEST_LINES = 232, 38_700, 39_300
+MODULES, LINES, TEST_LINES = 241, 40_400, 40_400
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -27,8 +27,9 @@ from tools import gen_reference
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"
 COMMANDS = ["init", "run", "watch", "service", "once", "check", "status", "list", "retry", "pause", "resume", "report"]
-COMMANDS += ["review", "doctor", "ledger", "hooks", "models", "eval", "mtbf", "bench", "completion", "help"]
+COMMANDS += ["review", "doctor", "ledger", "hooks", "models", "presets", "eval", "mtbf", "bench", "completion", "help"]
 COMMANDS += [f"service {action}" for action in ("install", "uninstall")]
+COMMANDS += [f"presets {action}" for action in ("list", "show", "check")]
 COMMANDS += [f"models {action}" for action in ("list", "fetch", "accept", "verify", "optimize")]
 COMMANDS += [f"review {action}" for action in ("list", "approve", "reject", "export")]
 COMMANDS += [f"ledger {action}" for action in ("check", "backup", "restore")]

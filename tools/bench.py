@@ -6,6 +6,7 @@
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
     python -m tools.bench filters     how images are brought to a network's size, on images with truth
     python -m tools.bench refine      what refining alpha's edges gains and costs, on images with truth
+    python -m tools.bench deliver     files of an image: sets, presets, subjects, score, preview
     python -m tools.bench load        from a checkpoint to a ready network, beside transformers
     python -m tools.bench race        torch, ONNX Runtime and OpenVINO on a CPU, each in its precisions
     python -m tools.bench gpu         everything that is claimed about a GPU
@@ -27,7 +28,7 @@ from rich.console import Console
 
 from tools.tables import Report
 
-SUBJECTS = "pipeline", "checks", "service", "model", "filters", "refine", "load", "race"
+SUBJECTS = "pipeline", "checks", "service", "model", "filters", "refine", "deliver", "load", "race"
 BENCHES = {name: f"tools.benches.{name}" for name in SUBJECTS}
 BENCHES["gpu"] = "tools.gpubench.sections"
 

@@ -1,5 +1,6 @@
 """Three photographs through the real service, dropped in the three ways people drop files, and a sheet to look at.
 
+The last one is made for a marketplace, too, in a folder of its own, and its rules are shown with what was measured.
 Starts `rmbgd run` on temporary folders as an operator would, and knows nothing of its inside: only folders and its log.
 """
 
@@ -12,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,12 +21,14 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
+from rich.table import Table
 
 PATIENCE = 300.0  # seconds until the demo gives up on the service; a slow single-core board loads torch in a minute
 TILE, MARGIN = 360, 12  # pixels, the longer side of one image on the sheet, and around each
 GREEN = (0, 255, 0)
+PRESET, OFFERED = "amazon-main", "coffee.jpg"
 
 
 def written_slowly(source: Path, target: Path) -> None:
@@ -60,10 +64,14 @@ def prepare(folder: Path) -> dict[str, Path]:
 
 def configure(base: Path) -> Path:
     roles, directories = ("input", "output", "done", "failed"), ("state", "runtime", "models")
-    for name in (*roles, *directories):
-        (base / name).mkdir()
+    shop = {name: base / "shop" / name for name in ("input", "output", "failed", "review")}
+    for path in (*(base / name for name in (*roles, *directories)), *shop.values()):
+        path.mkdir(parents=True)
     lines = ["[service]", *(f'{name}_directory = "{base}/{name}"' for name in directories)]
+    lines += ["[recipe.marketplace]", f'preset = "{PRESET}"']
     lines += ["[[folder]]", 'name = "demo"', *(f'{name} = "{base}/{name}"' for name in roles)]
+    lines += ["[[folder]]", 'name = "shop"', 'recipe = "marketplace"', 'originals = "keep"']
+    lines += [f'{name} = "{path}"' for name, path in shop.items()]
     path = base / "rmbgd.toml"
     path.write_text("\n".join(lines))
     return path
@@ -94,6 +102,8 @@ class Service:
     def stop(self) -> int:
         self.process.terminate()
         list(self.events(60))
+        assert self.process.stdout is not None
+        self.process.stdout.close()
         return self.process.wait()
 
 
@@ -125,17 +135,18 @@ def run(result: Path, console: Console) -> int:
                     status.update(f"service ready on {event['device']}; dropping photographs")
                     for name, (_, drop) in WAYS.items():
                         drop(files[name], base / "input" / name)
+                    renamed(files[OFFERED], base / "shop" / "input" / OFFERED)
                 elif event["event"] in {"image.done", "image.failed"}:
-                    outcomes[event["path"]] = event
-                if len(outcomes) == len(WAYS):
+                    outcomes[f"{event['folder']}/{event['path']}"] = event
+                if len(outcomes) == len(WAYS) + 1:
                     break
     finally:
         code = service.stop()
         (result / "events.jsonl").write_text("".join(service.log))
     step = TILE + MARGIN
-    sheet = Image.new("RGB", (3 * step + MARGIN, len(WAYS) * step + MARGIN), (32, 32, 32))
+    sheet = Image.new("RGB", (3 * step + MARGIN, (len(WAYS) + 1) * step + MARGIN), (32, 32, 32))
     for row, (name, (how, _)) in enumerate(WAYS.items()):
-        outcome = outcomes.get(name, {"event": "no answer in time"})
+        outcome = outcomes.get(f"demo/{name}", {"event": "no answer in time"})
         if outcome["event"] != "image.done":
             console.print(f"[red]{name} ({how}): {outcome['event']} {outcome.get('detail', '')}")
             continue
@@ -143,13 +154,43 @@ def run(result: Path, console: Console) -> int:
         for column, tile in enumerate(tiles(files[name], base / "output" / outcome["output"], GREEN, 12)):
             tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (MARGIN + column * step, MARGIN + row * step))
+    offered = outcomes.get(f"shop/{OFFERED}", {"event": "no answer in time"})
+    if is_published(offered):
+        (made,) = offered["outputs"]
+        show_offered(console, sheet, files[OFFERED], base / "shop" / "output" / made["path"], made["compliance"])
+    else:
+        console.print(f"[red]{OFFERED} for {PRESET}: {offered['event']} {offered.get('reasons', '')}")
     sheet.save(result / "contact-sheet.png")
     console.print(f"look at    {result / 'contact-sheet.png'}")
     console.print(f"cutouts    {base / 'output'}\noriginals  {base / 'done'}\nlog        {result / 'events.jsonl'}")
     if code != 0:
         console.print(f"[red]the service ended with exit code {code}; its last lines are in the log")
-    done = [outcome for outcome in outcomes.values() if outcome["event"] == "image.done"]
-    return 0 if len(done) == len(WAYS) and code == 0 else 1
+    done = [outcome for outcome in outcomes.values() if is_published(outcome)]
+    return 0 if len(done) == len(WAYS) + 1 and code == 0 else 1
+
+
+def is_published(outcome: dict[str, Any]) -> bool:
+    return bool(outcome["event"] == "image.done" and outcome["verdict"] != "review")
+
+
+def show_offered(
+    console: Console, sheet: Image.Image, photograph: Path, made: Path, rules: list[dict[str, str]]
+) -> None:
+    """The photograph, what was made of it for the marketplace, and each rule with what was measured."""
+    table = Table("rule", "measured", "required", "", title=f"{made.name} for {PRESET}", box=None)
+    for each in rules:
+        table.add_row(each["rule"], each["measured"], each["required"], each["outcome"])
+    console.print(table)
+    top = MARGIN + len(WAYS) * (TILE + MARGIN)
+    for column, path in enumerate((photograph, made)):
+        with Image.open(path) as image:
+            tile = image.convert("RGB")
+        tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+        sheet.paste(tile, (MARGIN + column * (TILE + MARGIN), top))
+    lines = [f"{made.name}: {PRESET}", *(f"{each['outcome']:5} {each['rule']}: {each['measured']}" for each in rules)]
+    text = "\n".join(part for line in lines for part in textwrap.wrap(line, 44, subsequent_indent="      "))
+    place, font = (MARGIN + 2 * (TILE + MARGIN), top), ImageFont.load_default(15)
+    ImageDraw.Draw(sheet).multiline_text(place, text, (255, 255, 255), font, spacing=6)
 
 
 if __name__ == "__main__":

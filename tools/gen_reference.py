@@ -20,6 +20,7 @@ from pydantic_core import PydanticUndefined
 
 from rmbgd.cli.main import COMMANDS, build_parser
 from rmbgd.config.load import Config
+from rmbgd.config.presets import Preset, Rule
 from rmbgd.config.settings import Deliverable, Folder, Look, Recipe
 from rmbgd.errors import EXIT_TEXT, REASON_TEXT
 from rmbgd.events import ENVELOPE, EVENTS
@@ -50,12 +51,15 @@ def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield name, f"[{name}]", field.annotation
     yield "recipe", "[recipe.default]", Recipe
+    yield "preset", "[preset.NAME]", Preset
     yield "folder", "[[folder]]", Folder
 
 
 def default_toml() -> str:
     blocks = [_comment(line) for line in HEADER]
     for name, heading, model in sections():
+        if "NAME" in heading:  # there is none by default
+            continue
         blocks += ["", _comment(first_paragraph(model)), heading]
         for setting, field in model.model_fields.items():
             bounds = unit_and_bounds(field)
@@ -137,7 +141,8 @@ def _settings() -> Iterator[str]:
         "One TOML file, `/etc/rmbgd/rmbgd.toml`; [config/rmbgd.toml](../config/rmbgd.toml) holds every setting at its "
         "default. `[recipe.NAME]` and `[[folder]]` may be repeated. An unknown setting is an error."
     )
-    tables: list[tuple[str, str, type[BaseModel]]] = [*sections(), ("", "[[recipe.NAME.deliver]]", Deliverable)]
+    nested: dict[str, type[BaseModel]] = {"[[recipe.NAME.deliver]]": Deliverable, "[[preset.NAME.rule]]": Rule}
+    tables = [*sections(), *(("", heading, model) for heading, model in nested.items())]
     for _, heading, model in tables:
         yield f"### `{heading}`" + (", advanced" if heading == "[health]" else "")
         yield first_paragraph(model)

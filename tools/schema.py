@@ -117,6 +117,7 @@ CUTOUT = {
     "peak": ("share", "largest alpha"),
     "batch": ("count", "images in the same batch"),
     "engine_tries?": ("count", "runs it took, when an engine fault made it more than one"),
+    "outputs?": ("list of tables", "every file of the image, as in image.done"),
 }
 FAILURE = {
     "reason": ("reason", ""),
@@ -218,7 +219,29 @@ def evaluation() -> Schema:
     schema["properties"]["images"] = {"type": "array", "items": _table(EVALUATED_IMAGE)}
     group["required"].append("figures")
     schema["required"] += ["groups", "images"]
+    schema["properties"]["risk"] = _risk()
     return schema
+
+
+def _risk() -> Schema:
+    number, count = TYPES["number"], TYPES["count"]
+    bound = TYPES["number or null"]
+    reviewed = {"share": number, "images": count, "found": number, "low": bound, "high": bound}
+    return {
+        "type": "object",
+        "description": "with --risk: of the failures, the share found in the lowest scores; docs/confidence.md",
+        "properties": {
+            "images": count,
+            "failures": count,
+            "reviewed": {
+                "type": "array",
+                "items": {"type": "object", "properties": reviewed, "required": list(reviewed)},
+            },
+            "aurc": number,
+            "ideal": number,
+        },
+        "required": ["images", "failures", "reviewed", "aurc", "ideal"],
+    }
 
 
 DOCUMENTS: dict[str, tuple[str, Callable[[], Schema]]] = {

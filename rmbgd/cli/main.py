@@ -40,6 +40,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "ledger": "check, copy and restore the record of images",
     "hooks": "run the operator's commands for failures, idleness and failovers",
     "models": "list, fetch and verify models",
+    "presets": "list presets of marketplaces, check files against them",
     "eval": "measure cutouts or masks against ground truth",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",

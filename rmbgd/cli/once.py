@@ -123,8 +123,11 @@ def _run(options: argparse.Namespace, scratch: Path | None) -> int:
         if options.config is not None:
             raise
         return usage_error("once", error, prefix="recipe.default.")
+    resolved = config.resolved(options.recipe)
+    if found.single is not None and resolved.makes_several:
+        return usage_error("once", ConfigError("the recipe makes several files of an image; name a folder for them"))
     try:
-        found.outputs(EXTENSIONS[recipe.format])
+        found.outputs(EXTENSIONS[resolved.format])
     except ConfigError as error:
         return usage_error("once", error)
     models = config.service.models_directory
@@ -209,6 +212,7 @@ def _work(options: argparse.Namespace, found: RunPlan, config: Config, recipe: R
                     recipe,
                     engine=config.engine,
                     service=config.service,
+                    presets=config.preset,
                     emit=emit,
                     overwrite=options.overwrite,
                     summary=summary,

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Self, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 
+from rmbgd.config.presets import Preset, built_in, extended, resolve
 from rmbgd.config.problems import ConfigFile, Mistake, dotted, mistakes_of, no_table, syntax_problem, unknown
 from rmbgd.config.settings import (
     UNCHECKED,
@@ -65,6 +68,7 @@ class Config(Settings):
     health: HealthSettings = Field(default_factory=HealthSettings)
     hooks: HookSettings = Field(default_factory=HookSettings)
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
+    preset: dict[Name, Preset] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
 
     def contradictions(self) -> Iterator[tuple[Sequence[Location], str]]:
@@ -90,6 +94,7 @@ class Config(Settings):
             if folder.review is None and any(recipe.review_below or look.preset for look in recipe.looks):
                 text = f"is missing: recipe '{folder.recipe}' sends images to people; name a directory for them"
                 yield [("folder", number, "review")], text
+        yield from self._presets_in_use()
         limits = self.limits
         for name, recipe in self.recipe.items():
             tables: list[Location] = [(), *(("deliver", number) for number in range(len(recipe.deliver)))]
@@ -113,8 +118,66 @@ class Config(Settings):
             text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
             yield [("engine", "device"), ("health", "require_gpu")], text
 
+    def _presets_in_use(self) -> Iterator[tuple[Sequence[Location], str]]:
+        """Presets that cannot be, and looks that contradict themselves with theirs."""
+        known = {**built_in(), **self.preset}
+        for name in self.preset:
+            if name in built_in():
+                yield [("preset", name)], f"'{name}' is a preset that comes with rmbgd; give yours another name"
+            try:
+                extended(name, known)
+            except KeyError as error:
+                yield [("preset", name, "extends")], str(error.args[0])
+            except ValidationError as error:
+                yield [("preset", name, "make")], str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+        for name, recipe in self.recipe.items():
+            if any(look.preset for look in recipe.looks):
+                for where, text in self._with_presets(recipe).equal_paths():
+                    yield [("recipe", name, *each) for each in where], text
+            places: list[Location] = [("deliver", number) for number in range(len(recipe.deliver))] or [()]
+            for place, look in zip(places, recipe.looks, strict=True):
+                if look.preset and look.preset not in known:
+                    hint = did_you_mean(look.preset, known) or f"there is {', '.join(sorted(known))}"
+                    yield [("recipe", name, *place, "preset")], f"no preset '{look.preset}'; {hint}"
+                elif look.preset and look.preset in self.presets:
+                    for where, text in resolve(look, self.presets).faults():
+                        told = f"with preset '{look.preset}': {text}"
+                        yield [("recipe", name, *place, *each) for each in (("preset",), *where)], told
+
+    @cached_property
+    def presets(self) -> Mapping[str, Preset]:
+        """By name, those that come with the package and those of the configuration, each with what it extends."""
+        found = dict(built_in())
+        for name in self.preset:
+            with contextlib.suppress(KeyError, ValidationError):  # that is a problem of the configuration
+                found[name] = extended(name, {**built_in(), **self.preset})
+        return found
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """Without what was computed from the settings that `update` replaces."""
+        copied = super().model_copy(update=update, deep=deep)
+        for name in ("presets", "_resolved"):
+            copied.__dict__.pop(name, None)
+        return copied
+
     def recipe_of(self, folder: Folder) -> Recipe:
-        return self.recipe.get(folder.recipe, _BUILT_IN)
+        """With the settings of its presets."""
+        return self.resolved(folder.recipe)
+
+    def resolved(self, recipe: str) -> Recipe:
+        """A recipe by name, with the settings of its presets."""
+        return self._resolved.get(recipe, _BUILT_IN)
+
+    @cached_property
+    def _resolved(self) -> Mapping[str, Recipe]:
+        return {name: self._with_presets(recipe) for name, recipe in self.recipe.items()}
+
+    def _with_presets(self, recipe: Recipe) -> Recipe:
+        if not any(look.preset in self.presets for look in recipe.looks):
+            return recipe
+        if not recipe.deliver:
+            return resolve(recipe, self.presets)
+        return recipe.model_copy(update={"deliver": [resolve(each, self.presets) for each in recipe.deliver]})
 
     @property
     def adjusted(self) -> list[dict[str, object]]:
@@ -179,14 +242,14 @@ def examine(tables: Mapping[str, Any]) -> tuple[Config, list[Mistake]]:
     except ValidationError:
         pass
     mistakes = [unknown((name,), Config.model_fields) for name in tables if name not in Config.model_fields]
-    parts: dict[str, Any] = {"recipe": {}, "folder": []}
+    parts: dict[str, Any] = {"recipe": {}, "preset": {}, "folder": []}
     for name, field in Config.model_fields.items():
         content = tables.get(name, [] if name == "folder" else {})
         if name == "folder" and isinstance(content, list):
             parts[name] = [_usable(Folder, each, (name, n), mistakes) for n, each in enumerate(content)]
-        elif name == "recipe" and isinstance(content, Mapping):
+        elif name in ("recipe", "preset") and isinstance(content, Mapping):
             for key, each in content.items():
-                parts[name][key] = _usable(Recipe, each, (name, key), mistakes)
+                parts[name][key] = _usable(Recipe if name == "recipe" else Preset, each, (name, key), mistakes)
                 try:
                     if isinstance(each, Mapping):
                         check_name(key)
@@ -205,11 +268,16 @@ def _usable(model: Any, content: object, where: Location, mistakes: list[Mistake
     """An instance of `model` with what can be used of `content`; the rest is added to `mistakes`."""
     fields = model.model_fields
     if isinstance(content, Mapping):
-        content, whole = dict(content), set()
+        content = dict(content)
+        whole: set[Location] = set()
         for name, inner in _arrays_of_tables(model):
             if isinstance(tables := content.get(name), list):
                 content[name] = [_usable(inner, each, (*where, name, n), mistakes) for n, each in enumerate(tables)]
                 whole |= {(name, n) for n in range(len(tables))}
+        for name, field in fields.items():
+            if name in content and isinstance(field.annotation, type) and issubclass(field.annotation, Settings):
+                content[name] = _usable(field.annotation, content[name], (*where, name), mistakes)
+                whole.add((name,))
         try:
             return model.model_validate(content)
         except ValidationError as error:
@@ -266,7 +334,8 @@ def overlay(
         given = {name: value for name, value in options.get(table, {}).items() if value is not None}
         return settings.model_dump(exclude_unset=True) | given
 
-    merged: dict[str, Any] = {table: over(getattr(base, table), table) for table in tables}
+    merged: dict[str, Any] = {table: over(getattr(base, table), table) for table in tables if table != "preset"}
+    merged["preset"] = {name: preset.model_dump(exclude_unset=True) for name, preset in base.preset.items()}
     merged["recipe"] = {recipe: over(base.recipe.get(recipe, Recipe()), "recipe")}
     config = parse(merged, origin="command line")
     return config, config.recipe[recipe]

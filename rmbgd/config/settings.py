@@ -402,7 +402,7 @@ class Look(Settings):
     """How one file looks: format, colours, size, and the place of the subject."""
 
     preset: str = setting("",
-        reason="take settings and rules of a marketplace from here (rmbgd presets list); what is set beside it goes first, and a file that fails a rule goes to the folder's review directory")
+        reason="take settings and rules of a marketplace from here (`rmbgd presets list`); what is set beside it goes first, and a file that fails a rule goes to the folder's review directory")
     format: Literal["png", "webp", "tiff", "jpeg"] = setting("png",
         reason="file format; png is lossless and every tool reads it; jpeg is the smallest and has no transparency")
     content: Literal["rgba", "mask", "colour", "foreground"] = setting("rgba",
@@ -411,6 +411,8 @@ class Look(Settings):
         reason="bits per pixel of a mask; 16 (PNG, TIFF) keeps every step of a soft edge")
     background: Colour = setting("#ffffff",
         reason="background colour when content is colour or format is jpeg: #rrggbb, #rgb or a CSS name; exact to the value, in jpeg as near as it can")
+    faint_below: Share = setting(0.0, unit="alpha, 0..1", ge=0, le=0.5,
+        reason="alpha below this becomes 0, so that haze far from the subject does not stain a plain background; 0: it stays")
     hidden_colours: Literal["zero", "keep"] = setting("zero",
         reason="colours under full transparency: zero makes them black; keep leaves the photo's, which nobody sees and which double the file")
     png_level: int = setting(2, unit="level", ge=0, le=3,
@@ -482,8 +484,6 @@ class Look(Settings):
             yield [("crop",), (placed,)], f"{placed} crops already; drop crop"
         if self.longest_side and self.canvas:
             yield [("longest_side",), ("canvas",)], "canvas gives the size already; drop one"
-        if self.straighten and not (self.fill or self.margins):
-            yield [("straighten",)], "is done as the subject is placed; set fill or margins as well"
         if self.shadow != "off" and self.content in ("mask", "foreground"):
             yield [("shadow",), ("content",)], f'content = "{self.content}" has no room for one; drop it'
 
@@ -506,6 +506,12 @@ class Deliverable(Look):
             form = names.format_of(given["path"])
             return given | {"format": form} if form else given
         return given
+
+    def faults(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
+        yield from super().faults()
+        if self.path and (form := names.format_of(self.path)) and form != self.format:
+            text = f'"{self.format}" is not what the suffix of {self.path!r} says; drop one of the two'
+            yield [("format",), ("path",)], text
 
 
 class Recipe(Look):
@@ -551,19 +557,32 @@ class Recipe(Look):
             yield [("mask_bits",), ("subjects",)], "subjects are split in masks of 8 bits; drop one"
         if self.coco and self.subjects != "split":
             yield [("coco",), ("subjects",)], 'annotates subjects; set subjects = "split", or drop it'
+        if not any(getattr(each, "preset", "") for each in self.deliver):  # they may bring a format, and so a suffix
+            yield from self.equal_paths()
         for number, each in enumerate(self.deliver):
             place = ("deliver", number, "path")
             if not isinstance(each, Deliverable) or not each.path:
                 continue  # that is a mistake of its own
-            for other in self.deliver[:number]:
-                if isinstance(other, Deliverable) and other.path and names.may_be_equal(each.path, each.format, other.path, other.format):
-                    yield [place], f"{each.path!r} may give the name that {other.path!r} gives; two files need two names"
-                    break
             if "subject" in names.fields_of(each.path) and self.subjects != "split":
                 yield [place, ("subjects",)], '{subject} is a number of subjects = "split"; set that, or leave it out'
             if (each.content, each.mask_bits) == ("mask", 16) and any(other.content != "mask" for other in self.deliver if other is not each):
                 text = "beside a cutout a mask has 8 bits, as both are made of one plane; drop mask_bits"
                 yield [("deliver", number, "mask_bits")], text
+
+    def equal_paths(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
+        """Two files need two names, for every image."""
+        usable = [(n, each) for n, each in enumerate(self.deliver) if isinstance(each, Deliverable) and each.path]
+        for place, (number, each) in enumerate(usable):
+            for _, other in usable[:place]:
+                if names.may_be_equal(each.path, each.format, other.path, other.format):
+                    text = f"{each.path!r} may give the name that {other.path!r} gives; two files need two names"
+                    yield [("deliver", number, "path")], text
+                    break
+
+    @property
+    def makes_several(self) -> bool:
+        """May it make more than one file of an image, or name it otherwise than the image?"""
+        return bool(self.deliver) or self.subjects == "split"
 
     @property
     def looks(self) -> Sequence[Look]:
@@ -580,7 +599,7 @@ class Folder(Settings):
     failed: AbsolutePath = setting(reason="rejected originals, each with <name>.error.json")
     done: AbsolutePath | None = setting(None, reason="originals after success; needed when originals is archive")
     review: AbsolutePath | None = setting(None,
-        reason="what people should look at; needed when the recipe has review_below or a preset")
+        reason="what people should look at, by `rmbgd review`; needed when the recipe has review_below or a preset")
     originals: Literal["archive", "delete", "keep"] = setting("archive",
         reason="archive moves them to done, delete removes them, keep leaves them in the input and remembers them")
     sidecars: Literal["ignore", "carry"] = setting("ignore",

@@ -43,9 +43,9 @@ Decoded = Frame | Rejection | Postponed | Duplicate
 
 def output_plane(recipe: Recipe) -> OutputPlane:
     """The least the engine has to write for this recipe."""
-    if recipe.content != "mask":
+    if any(look.content != "mask" for look in recipe.looks):
         return OutputPlane.RGBA8
-    return OutputPlane.ALPHA16 if recipe.mask_bits == 16 else OutputPlane.ALPHA8
+    return OutputPlane.ALPHA16 if any(look.mask_bits == 16 for look in recipe.looks) else OutputPlane.ALPHA8
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,14 @@ Remembers what is in flight only; what was finished earlier, the ledger knows.
 from __future__ import annotations
 
 import hashlib
+import json
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rmbgd.config.load import Recipe
+from rmbgd.config.presets import Preset
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.imaging.refine import LARGEST_NETWORK
 from rmbgd.pipeline.items import Timing
@@ -66,10 +69,27 @@ IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
 the key nothing would ever be found again after a restart."""
 
 
-def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
-    """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
+OLDEST = (
+    *("model", "patch_order", "model_sha256", "format", "content", "mask_bits", "background", "edge_colours", "refine"),
+    *("hidden_colours", "png_level", "webp_quality", "webp_lossless", "jpeg_quality", "crop", "crop_margin", "canvas"),
+    *("metadata", "animated", "on_empty", "empty_below", "sidecar", "file_mode"),
+)
+"""Settings that are always part of the key, in this order; younger ones only where they are not at their default, so
+that what was computed before they came still counts."""
+
+
+def recipe_hash(
+    recipe: Recipe, model_facts: Mapping[str, object], presets: Mapping[str, Preset] = MappingProxyType({})
+) -> str:
+    """What else, beside the bytes, an output depends on: the recipe, its rules and the identity of its model. Hex."""
+    unused = set() if recipe.format == "jpeg" else {"jpeg_quality"}
     size = model_facts.get("input_size")
-    refines = isinstance(size, (tuple, list)) and max(size) <= LARGEST_NETWORK
-    text = recipe.model_dump_json(exclude=set() if refines else {"refine"})
+    if recipe.refine == "off" or not isinstance(size, (tuple, list)) or max(size) > LARGEST_NETWORK:
+        unused.add("refine")
+    settings = recipe.model_dump(mode="json")
+    younger = [name for name, field in Recipe.model_fields.items() if settings[name] != field.default]
+    said = {name: settings[name] for name in dict.fromkeys((*OLDEST, *younger)) if name not in unused}
+    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
     text += repr([str(model_facts.get(fact)) for fact in IDENTITY])
+    text += "".join(presets[look.preset].model_dump_json() for look in recipe.looks if look.preset in presets)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

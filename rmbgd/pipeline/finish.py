@@ -6,36 +6,32 @@ is accepted; nothing is dropped.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from rmbgd.config.load import Folder, Recipe
-from rmbgd.deliver.arrange import arrange
+from rmbgd.deliver import confidence
 from rmbgd.engine.devices import EngineContext
-from rmbgd.engine.types import verdict_of, view
+from rmbgd.engine.types import verdict_of
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
-from rmbgd.naming import EXTENSIONS
-from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE
+from rmbgd.pipeline.decode import SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, Timing
+from rmbgd.pipeline.produce import Producer, Unencoded, names_of
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import Publisher, SourceChanged
-from rmbgd.publish.temporary import Temporary
+from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
-from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
+from rmbgd.store.records import ContentKey, Job, Known, Published
 
 T = TypeVar("T")
 
-
-class Unencoded(Exception):
-    """There was no memory to encode with; nothing has been published."""
+_SAID_BESIDE = ("verdict", "notes", "score", "unusual", "reasons")
+"""Keys of image.done that a sidecar has, too, besides those of the report."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +39,6 @@ class Finisher:
     """One instance serves all finish threads; it keeps no state of an image.
 
     recipe_keys  by folder name: hash of recipe and model
-    large        held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
     """
 
     context: EngineContext
@@ -53,7 +48,8 @@ class Finisher:
     intake: JobSource
     in_flight: Deduplicator
     storage_retry: StorageRetry
-    large: threading.Lock = field(default_factory=threading.Lock)
+    producer: Producer
+    ledger: Ledger
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
@@ -94,7 +90,7 @@ class Finisher:
 
     # ------------------------------------------------------------------------------------------------ the four ways
 
-    def _cutout(self, cutout: Cutout, heartbeat: Heartbeat) -> Known | Rejection:
+    def _cutout(self, cutout: Cutout, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
         job, matte = cutout.job, cutout.answer.matte
         _, recipe = self.folders[job.folder]
         verdict = verdict_of(matte, empty_below=recipe.empty_below)
@@ -106,41 +102,40 @@ class Finisher:
         outcome = self._done(cutout, report)
         published = self._retry(lambda: self._publish(cutout, recipe, report, outcome), job, heartbeat)
         self._deliver(outcome, job, cutout.timing)
+        if outcome.keys["verdict"] == "review":
+            detail = "an equal image waits for review; this one is judged by itself"
+            return Postponed(job, "changed", detail, cutout.timing, cutout.facts)
         return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
 
     def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:
         job, timing = cutout.job, cutout.timing
         clock = self.context.clock
         begun = encoded = clock.monotonic()
+        day = self.context.clock.wall().date()
+        folder, _ = self.folders[job.folder]
 
         def write(files: FileSet) -> None:
             nonlocal encoded
-            temporary = files.create(FileName.of_output(job.relative_path, EXTENSIONS[recipe.format]))
-            self._encode(cutout, recipe, temporary, empty=report["verdict"] == "empty")
+            produced = self.producer.produce(cutout, folder, recipe, str(report["verdict"]), files, day)
             encoded = clock.monotonic()
             timing.add("encode", encoded - begun)
-            outcome.add(milliseconds=self._milliseconds(job, timing))
+            outcome.add(milliseconds=self._milliseconds(job, timing), verdict=produced.verdict, **produced.keys)
+            if notes := [*cutout.facts.notes, *produced.notes]:
+                outcome.add(notes=notes)
+            if produced.reasons:
+                outcome.add(reasons=produced.reasons)
+                if "score" in produced.keys:
+                    history = self.ledger.coverages(job.folder)
+                    outcome.add(unusual=confidence.unusual(cutout.answer.matte.coverage, history))
+            said = {key: outcome.keys[key] for key in _SAID_BESIDE if key in outcome.keys}
+            said |= {"compliance": produced.compliance} if produced.compliance else {}
+            files.sidecar_facts = _sidecar(cutout.facts, recipe, dict(report) | said)
 
         # A lesser model's answer is published but not remembered: equal images deserve what was asked for.
         content = self._content_key(job, cutout.facts) if cutout.answer.model == recipe.model else None
-        sidecar = _sidecar(cutout.facts, recipe, report)
-        published = self.publisher.publish(job, write, outcome, content=content, report=report, sidecar_facts=sidecar)
+        published = self.publisher.publish(job, write, outcome, content=content, report=report)
         timing.add("sync", clock.monotonic() - encoded)
         return published
-
-    def _encode(self, cutout: Cutout, recipe: Recipe, temporary: Temporary, *, empty: bool) -> None:
-        slot = view(cutout.lease.block, cutout.region)
-        if empty and slot.rgba is not None:  # no subject: what faint alpha there is would be a garbage matte
-            slot.rgba[:, :, 3] = 0
-        if empty and slot.alpha is not None:
-            slot.alpha.fill(0)
-        large = recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS
-        with self.large if large else nullcontext():
-            try:
-                frame = arrange(slot.rgba, slot.alpha, recipe, profile=cutout.facts.icc_profile)
-                encode(frame.pixels, recipe, cutout.facts, temporary.write)
-            except MemoryError as error:
-                raise Unencoded from error
 
     def _duplicate(self, duplicate: Duplicate, heartbeat: Heartbeat) -> Known | Postponed:
         job, known, timing = duplicate.job, duplicate.known, duplicate.timing
@@ -148,8 +143,13 @@ class Finisher:
         begun = self.context.clock.monotonic()
         sidecar = _sidecar(duplicate.facts, recipe, known.report)
         outcome = self._done(duplicate, known.report)
+        if any("enlarged" in file.facts for file in known.files):
+            outcome.add(notes=[*duplicate.facts.notes, "enlarged"])
+        wanted = names_of(known.files, job.relative_path, self.context.clock.wall().date())
         published = self._retry(
-            lambda: self.publisher.publish_copy(job, known, outcome, sidecar_facts=sidecar), job, heartbeat
+            lambda: self.publisher.publish_copy(job, known, outcome, wanted=wanted, sidecar_facts=sidecar),
+            job,
+            heartbeat,
         )
         timing.add("sync", self.context.clock.monotonic() - begun)
         if published is None:

@@ -179,9 +179,10 @@ class DeviceThread:
 
     def _work(self, frame: Frame) -> Work:
         _, recipe = self._folders[frame.job.folder]
-        clean = recipe.edge_colours == "clean" and recipe.content != "mask"
+        clean = recipe.edge_colours == "clean" and any(look.content != "mask" for look in recipe.looks)
         model = self._supervisor.substitutes.get(recipe.model, recipe.model)
-        return Work(frame.job.job_id, frame.region, model, clean, recipe.refine == "auto")
+        refine, second_look = recipe.refine == "auto", recipe.review_below > 0
+        return Work(frame.job.job_id, frame.region, model, clean, refine, second_look)
 
 
 def _limits(description: EngineDescription | None, settings: PipelineSettings) -> batching.Limits:

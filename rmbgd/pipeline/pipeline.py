@@ -20,6 +20,7 @@ from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
 from rmbgd.pipeline.finish import Finisher
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, Timing
+from rmbgd.pipeline.produce import Producer
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
@@ -166,7 +167,10 @@ class Pipeline:
 
     def _begin(self, description: EngineDescription) -> None:
         context, models, folders = self._context, description.models, self._folders
-        keys = {name: recipe_hash(recipe, models.get(recipe.model, {})) for name, (_, recipe) in folders.items()}
+        presets = context.engine.config.presets
+        keys = {
+            name: recipe_hash(recipe, models.get(recipe.model, {}), presets) for name, (_, recipe) in folders.items()
+        }
         decoder = Decoder(context.engine, folders, keys, context.ledger, self._in_flight)
         self._stages.set_result((decoder, self._finisher(keys)))
         context.on_ready(description)
@@ -181,4 +185,6 @@ class Pipeline:
             intake=context.source,
             in_flight=self._in_flight,
             storage_retry=context.storage_retry,
+            producer=Producer(context.engine.config.presets),
+            ledger=context.ledger,
         )

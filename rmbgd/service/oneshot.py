@@ -5,26 +5,29 @@ Originals stay where they are, nothing is remembered afterwards, and what cannot
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any
 
 from rmbgd import naming as names
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
+from rmbgd.config.presets import Preset
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.wiring import default_devices
-from rmbgd.errors import explain
+from rmbgd.errors import Reason, explain
 from rmbgd.events import EVENTS, Emit
 from rmbgd.fs import version_of
 from rmbgd.heartbeat import Heartbeats
@@ -97,16 +100,20 @@ def once(
     engine: EngineSettings,
     service: ServiceSettings,
     emit: Emit,
+    presets: Mapping[str, Preset] = MappingProxyType({}),
     overwrite: bool = False,
     summary: Summary | None = None,
     build_devices: EngineFactory = default_devices,
 ) -> Summary:
     """Make the cutouts of `plan`.
 
-    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done,
-    image.failed or image.postponed once per file, and run.summary at the end, however that comes.
+    An output that is there already is left alone, and its input skipped, unless `overwrite`; of a recipe that makes
+    several files, an image one of whose files is there fails. What a person should look at fails, too, as there is no
+    review folder. `emit` hears image.done, image.failed or image.postponed once per file, and run.summary at the end,
+    however that comes. `presets`: of the configuration.
     `summary` is filled meanwhile. Raises ConfigError, OSError, and what broke if a part broke.
     """
+    recipe = Config(recipe={"default": recipe}, preset=dict(presets)).resolved("default")
     outputs = plan.outputs(names.EXTENSIONS[recipe.format])
     place = plan.place.absolute()
     place.mkdir(parents=True, exist_ok=True)
@@ -115,16 +122,23 @@ def once(
     summary.problems += [(str(each.filename), explain(each).removeprefix(f"{each.filename}: ")) for each in plan.unread]
     summary.failed += len(plan.unread)
     summary.total = len(outputs) + summary.failed
-    there = {name for name in outputs.values() if (place / name).exists() and not (place / name).is_dir()}
+    there = set()
+    if not recipe.makes_several:
+        there = {name for name in outputs.values() if (place / name).exists() and not (place / name).is_dir()}
     wanted = {image: name for image, name in outputs.items() if overwrite or name not in there}
     summary.skipped = len(outputs) - len(wanted)
     began = clock.monotonic()
     try:
         with staging(place) as staged:  # also where there is nothing to do, to remove what a killed run left
             if wanted:
-                folders = _folders(wanted, staged)
-                config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=folders)
-                with _MovingEmit(config, place, wanted, emit, summary) as moving:
+                config = Config(
+                    service=service,
+                    engine=engine,
+                    recipe={"default": recipe},
+                    preset=dict(presets),
+                    folder=_folders(wanted, staged),
+                )
+                with _MovingEmit(config, place, wanted, emit, summary, overwrite=overwrite) as moving:
                     run_pipeline(config, moving, build_devices, partial(_feed, wanted, moving))
     finally:
         summary.seconds = clock.monotonic() - began
@@ -137,8 +151,10 @@ def _folders(images: Iterable[InputImage], staged: Path) -> list[Folder]:
     """A drop folder for each root: once, once-2, once-3 ..."""
     roots = enumerate(dict.fromkeys(image.root for image in images), 1)
     named = {NAME if number == 1 else f"{NAME}-{number}": Path(root) for number, root in roots}
+    (review := staged / ".review").mkdir()
     return [
-        Folder(name=name, input=root, output=staged, failed=staged, originals="keep") for name, root in named.items()
+        Folder(name=name, input=root, output=staged, failed=staged, review=review, originals="keep")
+        for name, root in named.items()
     ]
 
 
@@ -149,11 +165,19 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
     """
 
     def __init__(
-        self, config: Config, place: Path, outputs: Mapping[InputImage, str], emit: Emit, summary: Summary
+        self,
+        config: Config,
+        place: Path,
+        outputs: Mapping[InputImage, str],
+        emit: Emit,
+        summary: Summary,
+        *,
+        overwrite: bool = False,
     ) -> None:
         folders = {str(folder.input): folder for folder in config.folder}
         self._images = {(folders[image.root].name, image.path): image for image in outputs}
         self._staging, self._place, self._outputs, self._emit = config.folder[0].output, place, outputs, emit
+        self._several, self._overwrite = config.resolved("default").makes_several, overwrite
         self._lock = threading.Lock()
         self._summary = summary  # guarded by _lock, and so is _closed
         self._closed = False
@@ -181,9 +205,17 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
         image = self._images[keys["folder"], keys["path"]]
         name = self._outputs[image]
         keys |= {"folder": NAME, "path": image.shown}
-        if event == "image.done":
+        if event == "image.done" and keys["verdict"] == "review":
+            event, doubts = "image.failed", "; ".join(keys["reasons"])
+            known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
+            keys = known | {"reason": str(Reason.NEEDS_REVIEW), "detail": doubts, "stage": "finish"}
+        elif event == "image.done":
             try:
-                self._move(keys["output"], name, image)
+                if self._several:
+                    name = keys["output"]
+                    self._move_set([each["path"] for each in keys["outputs"]], image)
+                else:
+                    self._move(keys["output"], name, image)
             except OSError as error:  # a folder under the cutout's name, a full disk
                 event = "image.postponed"
                 known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
@@ -202,6 +234,14 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
             facts = read_json(str(story)) | {"folder": NAME, "path": image.shown, "output": name}
             story.write_text(json.dumps(facts, indent=1) + "\n", encoding="ascii")
             self._replace(story, self._place / names.sidecar_name(name))
+
+    def _move_set(self, paths: Sequence[str], image: InputImage) -> None:
+        """Each file to the place that its template gives; none where one is there and may not be overwritten."""
+        for path in paths:
+            if not self._overwrite and os.path.lexists(self._place / path):
+                raise FileExistsError(errno.EEXIST, "it is there already (--overwrite replaces it)", self._place / path)
+        for path in reversed(paths):
+            self._move(path, path, image)
 
     @staticmethod
     def _replace(source: Path, target: Path) -> None:

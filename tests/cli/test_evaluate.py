@@ -58,6 +58,26 @@ def test_json_is_one_object_as_its_schema_says(folders: tuple[Path, Path], rmbgd
     assert sorted(NAMES) == sorted(image["name"].partition("/")[2] for image in document["images"])
 
 
+def test_risk_is_told_by_photographs_and_by_a_log(folders: tuple[Path, Path], tmp_path: Path, rmbgd: Any) -> None:
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "photos" / ("hair", "glass")[number % 2] / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(saved(np.dstack([case(name)[1]] * 3), "PNG"))
+    status, out, _ = rmbgd("eval", *folders, "--risk", tmp_path / "photos", "--json")
+    document = json.loads(out)
+    assert (Exit.OK, [], 6) == (status, problems("evaluation", document), document["risk"]["images"])
+    fails = sum(image["figures"].get("iou", 1) < 0.7 for image in document["images"])
+    assert (fails, [1, 1, 1]) == (
+        document["risk"]["failures"],
+        [each["images"] for each in document["risk"]["reviewed"]],
+    )
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(json.dumps({"output": f"/srv/hair/{name}.png", "score": 0.5}) + "\n" for name in NAMES))
+    out = rmbgd("eval", *folders, "--risk", log)[1]
+    assert "of 3 images fail (IoU below 0.7); AURC " in out
+    assert "lowest 10%" in out
+
+
 def test_what_cannot_be_compared_is_listed_and_makes_the_status_1(folders: tuple[Path, Path], rmbgd: Any) -> None:
     (folders[0] / "hair" / "soft.webp").write_bytes(b"RIFF and so on, no image at all")
     (folders[0] / "glass" / "holes.webp").unlink()

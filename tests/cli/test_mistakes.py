@@ -80,6 +80,10 @@ CASES = [
     Case("models fetch birefnet --from @/closed --models-dir @/models", "closed"),
     Case("models fetch birefnet --from @/zeros --models-dir @/fixed", "fixed"),
     Case("models accept rmbg-2.0 --yes --models-dir @/fixed", "fixed"),
+    Case("presets check @/closed", "closed"),
+    Case("presets check @/listed/missing.jpg", "listed/missing.jpg"),
+    Case("presets list --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
+    Case("presets show etsy --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
     Case("models optimize birefnet --models-dir @/closed", ""),  # without a GPU it does not get that far
     *(Case(f"ledger {verb} --config @/lost.toml", "closed/ledger.sqlite") for verb in ("check", "backup", "restore")),
     Case("ledger backup @/fixed/copy --config @/kept.toml", "fixed/copy"),
@@ -143,6 +147,11 @@ CASES = [
         Case(f"{command} --config @/run-closed.toml", "closed/control.sock")
         for command in ("list waiting", "list failed", "retry --failed", "pause", "resume")
     ),
+    *(
+        Case(f"review {command} --config @/run-closed.toml", "closed/control.sock")
+        for command in ("list", "approve 7", "reject @/a.png")
+    ),
+    Case("review export --config @/lost.toml", "closed/ledger.sqlite"),
     Case("list done --config @/lost.toml", "closed/ledger.sqlite"),
     Case("report --json --config @/lost.toml", "closed/ledger.sqlite"),
     Case("report --json --config @/plain.toml", "plain.txt/ledger.sqlite"),
@@ -248,15 +257,15 @@ def test_a_path_that_cannot_be_used_is_told_in_one_line(
     assert len(told[0]) < 400
 
 
+GROUPS = ("models", "presets", "ledger", "hooks", "review", "service")  # of commands
+
+
 def test_no_command_is_left_out() -> None:
     every = set()
     for name in cli.COMMANDS:
         inner = subcommands(subcommands(cli.build_parser(name))[name])
         every |= {f"{name} {verb}" for verb in inner} or {name}
-    tried = {
-        " ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger", "hooks", "service"))])
-        for case in CASES
-    }
+    tried = {" ".join(case.words.split()[: 1 + case.words.startswith(GROUPS)]) for case in CASES}
     assert every - {"help", "completion"} == tried  # which take no path
 
 
@@ -268,6 +277,7 @@ PRINTED = {
     "doctor": "--config @/closed.toml",
     "ledger": "check --config @/kept.toml",
     "models": "list",
+    "presets": "list",
     "mtbf": "@/empty.txt",
     "completion": "bash",
     "help": "once",

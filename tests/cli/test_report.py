@@ -41,7 +41,8 @@ def test_a_page_is_written_and_counted(configured: Path, tmp_path: Path, rmbgd: 
     target = tmp_path / "report.html"
     status, out, err = rmbgd("report", "--config", configured, "--html", target)
     assert (Exit.OK, "") == (status, err)
-    assert out.startswith(f"{target}: 1 image, 0 rejected, 0 without a subject, 0 filling the frame; ")
+    counts = "0 rejected, 0 waiting for review, 0 without a subject, 0 filling the frame"
+    assert out.startswith(f"{target}: 1 image, {counts}; ")
     text = target.read_text()
     assert text.endswith("</html>\n")
     assert 2 == text.count("<img")
@@ -64,7 +65,7 @@ def test_the_umask_says_who_may_see_the_images(
 def test_json_has_the_counts_and_every_fact(configured: Path, rmbgd: Any) -> None:
     status, out, _ = rmbgd("report", "--config", configured, "--since", "3650d", "--json")
     told = json.loads(out)
-    assert (Exit.OK, {"failed": 0, "empty": 0, "full": 0, "done": 1}) == (status, told["counts"])
+    assert (Exit.OK, {"failed": 0, "review": 0, "empty": 0, "full": 0, "done": 1}) == (status, told["counts"])
     (image,) = told["images"]
     assert ("shop", "a.png", "done", "a.png") == tuple(image[key] for key in ("folder", "path", "state", "output"))
     assert ("ok", 1, 1, "cpu", 0.009) == tuple(

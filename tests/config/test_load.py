@@ -38,6 +38,8 @@ def test_every_setting_is_documented_and_shown(name: str, field: FieldInfo) -> N
         assert gen_reference.unit_of(field), f"{name} has no unit"
         assert " to " in gen_reference.bounds_of(field), f"{name} lacks a bound"
     setting, text = name.rpartition(".")[2], gen_reference.default_toml()
+    if name.startswith("preset."):  # there is none by default
+        return
     shown = (f"\n{setting} = ", f"\n# {setting} =", f"\n# [[recipe.default.{setting}]]")
     assert any(each in text for each in shown), name
 
@@ -277,7 +279,9 @@ def test_the_suffix_of_a_path_settles_its_format() -> None:
         ({"canvas": "9x9", "margins": [0.5]}, "margins", "four shares"),
         ({"canvas": "9x9", "fill": 0.5, "crop": True}, "crop", "drop crop"),
         ({"canvas": "9x9", "longest_side": 9}, "longest_side", "drop one"),
-        ({"straighten": 5.0}, "straighten", "set fill or margins"),
+        ({"deliver": [{"path": "{stem}.png", "format": "jpeg"}]}, "deliver.0.format", "the suffix"),
+        ({"preset": "amazon-mane"}, "preset", "did you mean 'amazon-main'"),
+        ({"preset": "amazon-main", "crop": True}, "preset", "drop crop"),
         ({"bytes_maximum": 9, "format": "png"}, "bytes_maximum", "no quality"),
         ({"shadow": "cast", "content": "mask"}, "shadow", "no room"),
         ({"coco": True}, "coco", "split"),
@@ -286,7 +290,8 @@ def test_the_suffix_of_a_path_settles_its_format() -> None:
     ],
 )
 def test_recipes_that_cannot_be(recipe: dict[str, Any], place: str | None, told: str) -> None:
-    (problem,) = problems(with_recipe(**recipe))
+    review = {} if place is None else {"review": "/a/review"}
+    (problem,) = problems({"recipe": {"shop": recipe}, "folder": [SHOP | review]})
     assert told in problem
     assert (f"recipe.shop.{place}:" if place else "folder.0.review:") in problem
 

@@ -65,6 +65,7 @@ def test_refining_is_part_of_the_key_only_where_it_is_done():
     off, auto = Recipe(refine="off"), Recipe()
     assert recipe_hash(off, small) != recipe_hash(auto, small)
     assert recipe_hash(off, large) == recipe_hash(auto, large)
+    assert recipe_hash(off, large) == "cd317437290b70fa5485f825c1040c40"  # as before there was the setting
 
 
 def test_another_start_of_the_same_model_keeps_the_key():

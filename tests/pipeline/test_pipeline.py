@@ -46,13 +46,14 @@ def pixels(seed=0, height=40, width=60):
 class Works:
     """A line with everything around it, fed by hand with files that stay in place."""
 
-    def __init__(self, base, engine=None, devices=None, **recipe):
-        roots = {name: base / name for name in ("input", "output", "failed")}
+    def __init__(self, base, engine=None, devices=None, own_preset=None, **recipe):
+        roots = {name: base / name for name in ("input", "output", "failed", "review")}
         for root in roots.values():
             root.mkdir()
-        self.input, self.output = roots["input"], roots["output"]
+        self.input, self.output, self.review = roots["input"], roots["output"], roots["review"]
         folder = {"name": "shop", "originals": "keep"} | {name: str(root) for name, root in roots.items()}
         tables = {"recipe": {"default": {"model": "fake"} | recipe}, "pipeline": {"arena_bytes": 32 << 20}}
+        tables |= {"preset": {"square": own_preset}} if own_preset else {}
         self.config = parse({"folder": [folder], "limits": {"pixels": 1_000_000}} | tables)
         clock = SystemClock()
         self.events, self.intake, self.broken = RecordedEvents(), Mock(), []
@@ -218,7 +219,7 @@ def test_what_cannot_be_read_is_refused_only_for_bad_sectors(works, monkeypatch,
 
 @pytest.mark.parametrize(
     "where",
-    ["rmbgd.pipeline.decode.read_limited", "rmbgd.pipeline.decode.decode_into", "rmbgd.pipeline.finish.encode"],
+    ["rmbgd.pipeline.decode.read_limited", "rmbgd.pipeline.decode.decode_into", "rmbgd.deliver.make.encode"],
 )
 def test_shortage_of_memory_is_not_the_images_fault(works, monkeypatch, where):
     it, twice = works(), chain([MemoryError] * 2, repeat(DEFAULT))

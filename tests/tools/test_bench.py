@@ -253,3 +253,12 @@ def test_tests_that_failed_are_named_and_what_kernels_need_decides() -> None:
         ("FAILED", "x.py::test_y[1] - AssertionError: no"),
         ("PASSED", "x.py::test_z"),
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_files_of_an_image_are_measured() -> None:
+    code, text, found = run("deliver", "--quick")
+    (row,) = found.values()
+    assert (code, len(row)) == (0, 11)
+    assert all(name in text for name in row)
