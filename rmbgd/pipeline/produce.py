@@ -145,19 +145,24 @@ class Producer:
         slot = view(cutout.lease.block, cutout.region)
         alpha = _alpha(slot)
         parts = self._parts(cutout, folder, recipe, alpha, produced)
+        split = recipe.subjects == "split"
+        every = list(planned(recipe, len(parts.subjects) if parts is not None and split else 0))
+        has_rules = any(each.look.preset for each in every)
+        keeps = len(produced.reasons) > 0 or parts is not None or has_rules
         whole = None if parts is None else alpha.copy()
-        every = list(planned(recipe, 0 if parts is None else len(parts.subjects)))
-        cut = borders(alpha) if any(each.look.preset for each in every) else ()
-        keeps = len(produced.reasons) > 0 or whole is not None or any(each.look.preset for each in every)
         try:
+            if parts is not None and not split and parts.subjects:
+                largest = max(parts.subjects, key=lambda each: each.area)
+                alpha[...] = subjects.part(alpha, parts, largest.number)
+            cut = borders(alpha) if has_rules else ()
             for number, each in enumerate(every, 1):
-                if parts is not None and whole is not None:
+                if parts is not None and whole is not None and split:
                     alpha[...] = whole if each.subject is None else subjects.part(whole, parts, each.subject)
                 self._file(cutout, slot, each, files, day, produced, cut, last=number == len(every) and not keeps)
-        finally:
+        finally:  # it may be called again
             if whole is not None:
                 alpha[...] = whole
-        if parts is not None and whole is not None:
+        if parts is not None and whole is not None and split:
             self._describe(cutout, recipe, whole, parts, files, day)
 
     def _file(
@@ -184,7 +189,7 @@ class Producer:
             findings = make(frame, look, facts, temporary.write, rules)
         if frame.enlarged > look.enlarge_maximum:
             files.describe(enlarged=round(frame.enlarged, 2))
-            produced.notes = ["enlarged"]
+            produced.notes += [] if "enlarged" in produced.notes else ["enlarged"]
         if preset is None:
             return
         table = [finding.document() for finding in findings]
@@ -198,7 +203,7 @@ class Producer:
     # ------------------------------------------------------------------------------------------------ subjects
 
     def _parts(self, cutout: Cutout, folder: Folder, recipe: Recipe, alpha: Pixels, produced: Produced) -> Parts | None:
-        """Where they are split; where only the largest is asked for, alpha is left with that alone."""
+        """None where they stay together."""
         if recipe.subjects == "whole":
             return None
         seeds = None
@@ -206,13 +211,7 @@ class Producer:
             seeds = _seeds(folder, cutout.job.relative_path, *alpha.shape)
         except ValueError:
             produced.notes.append("seeds_unusable")
-        parts = subjects.find_subjects(alpha, minimum=recipe.subjects_minimum, seeds=seeds)
-        if recipe.subjects == "split":
-            return parts
-        if parts.subjects:
-            largest = max(parts.subjects, key=lambda each: each.area)
-            alpha[...] = subjects.part(alpha, parts, largest.number)
-        return None
+        return subjects.find_subjects(alpha, minimum=recipe.subjects_minimum, seeds=seeds)
 
     def _describe(self, cutout: Cutout, recipe: Recipe, alpha: Pixels, parts: Parts, files: FileSet, day: date) -> None:
         path, rgb = cutout.job.relative_path, view(cutout.lease.block, cutout.region).rgb

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from datetime import date
 from pathlib import Path
@@ -159,6 +160,31 @@ def test_the_largest_subject_alone(tmp_path: Path) -> None:
     assert np.array_equal(alpha, subjects((24, 44, 60, 90))[:, :, 1])
 
 
+def test_a_disk_that_refuses_changes_nothing_of_what_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The planes are used once more: the score is that of the whole image again, and the file the same."""
+    image, found = subjects((4, 20, 4, 20), (24, 44, 60, 90)), []
+    for refused in (0, 1):
+        (base := tmp_path / str(refused)).mkdir()
+        it = works(base, subjects="largest", review_below=1e-9)
+        publish, left = it.line._context.publisher.publish, [OSError(errno.ENOSPC, "no space left")] * refused
+
+        def once(*given: Any, publish: Any = publish, left: list[OSError] = left, **known: Any) -> Any:
+            if not left:
+                return publish(*given, **known)
+            job, write, outcome = given
+
+            def writes(files: Any) -> None:
+                write(files)
+                raise left.pop()
+
+            return publish(job, writes, outcome, **known)
+
+        monkeypatch.setattr(it.line._context.publisher, "publish", once)
+        it.run(a=image)
+        found.append((done(it)["score"], done(it)["sha256_out"]))
+    assert found[0] == found[1]
+
+
 def test_seeds_beside_the_image_part_what_touches(tmp_path: Path) -> None:
     it = works(tmp_path, subjects="split")
     seeds = {"boxes": [[20, 10, 34, 40], [36, 10, 50, 40]]}
@@ -169,12 +195,12 @@ def test_seeds_beside_the_image_part_what_touches(tmp_path: Path) -> None:
 
 
 def test_seeds_that_cannot_be_used_are_a_note(tmp_path: Path) -> None:
-    it = works(tmp_path, subjects="split")
+    it = works(tmp_path, subjects="split", canvas="200x200")
     (it.input / "a.png.seeds.json").write_text("{")
     it.save("a.png", subjects(INSIDE))
     it.work(it.claim("a.png"))
     assert outputs(it) == ["a.subjects.json", "a~1.png"]
-    assert "seeds_unusable" in done(it)["notes"]
+    assert ["seeds_unusable", "enlarged"] == done(it)["notes"]
 
 
 def test_a_doubtful_matte_is_put_before_people(tmp_path: Path) -> None:
