@@ -133,8 +133,8 @@ class Producer:
         found = confidence.features(alpha, rgb, cutout.answer.matte.disagreement)
         model = cutout.answer.model
         score = round(confidence.score(found, model), 4)
-        version = confidence.coefficients()["version"]
-        produced.keys |= {"score": score, "review": {"features": found.document(), "version": version, "model": model}}
+        versions = {"feature_version": confidence.FEATURE_VERSION, "version": confidence.coefficients()["version"]}
+        produced.keys |= {"score": score, "review": {"features": found.document(), "model": model} | versions}
         if score < recipe.review_below:
             low = f"the matte is right with a confidence of {score:.2f}, below {recipe.review_below:g}"
             produced.reasons += [low, *confidence.reasons(found)]

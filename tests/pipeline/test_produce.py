@@ -17,6 +17,7 @@ from rmbgd.pipeline import infer
 from rmbgd.pipeline.produce import names_of
 from rmbgd.store.records import PublishedFile
 from tests.pipeline.test_pipeline import Works
+from tools import fit_confidence
 
 SQUARE = {"title": "square", "make": {"format": "jpeg", "content": "colour", "canvas": "64x64", "fill": 0.8}}
 RULES = {
@@ -213,7 +214,10 @@ def test_a_doubtful_matte_is_put_before_people(tmp_path: Path) -> None:
     event = done(it)
     assert 0 <= event["score"] < 1
     assert "confidence" in event["reasons"][0]
-    assert event["review"]["features"]
+    label = {"label": "approved", "score": event["score"]} | event["review"]  # as `rmbgd review export` writes it
+    (path := tmp_path / "labels.jsonl").write_text(json.dumps(label) + '\n{"label": "rejected", "score": null}\n')
+    (measured,) = fit_confidence.read([path])
+    assert measured.right
 
 
 @pytest.mark.parametrize("least", [0.0, 0.5])
