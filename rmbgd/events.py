@@ -118,7 +118,7 @@ EVENTS: dict[str, EventKind] = {
         "warning", "An image was rejected. Its original is in the failed folder, with a .error.json; with the reason `vanished` there is none any more.",
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": "of the input"},
     ),
-    "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
+    "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished, review", "detail": "what exactly"}),
     "image.retried": EventKind("info", "An operator put a rejected original back into its input.", {"folder": "name of the drop folder", "path": "below the drop folder", "reason?": "why it had been rejected", "person": "user who asked for it"}),
     "review.decided": EventKind(
         "info", "A person decided about an image that waited for review.",

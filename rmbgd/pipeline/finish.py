@@ -104,7 +104,7 @@ class Finisher:
         self._deliver(outcome, job, cutout.timing)
         if outcome.keys["verdict"] == "review":
             detail = "an equal image waits for review; this one is judged by itself"
-            return Postponed(job, "changed", detail, cutout.timing, cutout.facts)
+            return Postponed(job, "review", detail, cutout.timing, cutout.facts)
         return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
 
     def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:

@@ -76,6 +76,7 @@ class Postponed:
 
     why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping"
          | "vanished" | "memory" (the kernel gave none: limits of the process, strict accounting)
+         | "review" (an equal image waits for people, so that there is nothing to copy)
     """
 
     job: Job

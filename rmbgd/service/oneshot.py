@@ -209,6 +209,10 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
             event, doubts = "image.failed", "; ".join(keys["reasons"])
             known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
             keys = known | {"reason": str(Reason.NEEDS_REVIEW), "detail": doubts, "stage": "finish"}
+        elif event == "image.postponed" and keys["why"] == "review":
+            event, known = "image.failed", {key: keys[key] for key in EVENTS["image.failed"].keys if key in keys}
+            same = "an equal image of this run needs review, for reasons told there"
+            keys = known | {"reason": str(Reason.NEEDS_REVIEW), "detail": same, "stage": "finish"}
         elif event == "image.done":
             try:
                 if self._several:

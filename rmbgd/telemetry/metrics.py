@@ -61,7 +61,7 @@ VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     ("watch.degraded", "cause"): ("watch_limit", "silent", "dead"),
     ("image.done", "verdict"): ("ok", "review", "empty", "full"),
     ("image.failed", "reason"): tuple(Reason),
-    ("image.postponed", "why"): ("incomplete", "storage", "memory", "changed", "stopping", "vanished"),
+    ("image.postponed", "why"): ("incomplete", "storage", "memory", "changed", "stopping", "vanished", "review"),
     ("review.decided", "decision"): ("approved", "rejected"),
     ("review.decided", "how"): ("command", "moved", "gone"),
     ("storage.paused", "kind"): (*sorted({*STORAGE_KINDS.values()}), "io_error", "ledger"),

@@ -252,6 +252,19 @@ def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypat
     assert 1 == len({(tmp_path / "out" / name).read_bytes() for name in ("a.png", "b.png", "sub/c.png")})
 
 
+def test_equal_images_that_fail_a_rule_are_all_told_to_need_review(tmp_path: Path) -> None:
+    source, output, told = tmp_path / "in", tmp_path / "out", Mock()
+    source.mkdir()
+    for name in "abcdef":
+        PIL.Image.new("RGB", (64, 64), "white").save(source / f"{name}.png")
+    ended = faked(source, output, recipe=Recipe(preset="amazon-main"), emit=told)
+    failed = [call.kwargs for call in told.call_args_list if call.args == ("image.failed",)]
+    assert (ended.done, ended.failed) == (0, 6)
+    assert {keys["path"] for keys in failed} == {f"{name}.png" for name in "abcdef"}
+    assert {keys["reason"] for keys in failed} == {"needs_review"}
+    assert not [*output.iterdir()]
+
+
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path, *, overwrite: bool) -> None:
     """A folder stands under the name of one cutout, and a file under that of a sub-folder."""

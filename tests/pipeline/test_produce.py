@@ -119,7 +119,7 @@ def test_equal_images_in_review_are_judged_each_by_itself(tmp_path: Path) -> Non
     waiting, back = {event["path"] for event in it.events.named("image.done")}, dict(it.returned)
     assert waiting  # whichever came first, and the other one too unless it had been parked behind that
     assert waiting | back.keys() == {"a.png", "b.png"}
-    assert set(back.values()) <= {"changed"}
+    assert set(back.values()) <= {"review"}
 
 
 def test_a_plain_recipe_may_have_a_preset(tmp_path: Path) -> None:
