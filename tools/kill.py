@@ -27,7 +27,6 @@ from tests.support.service import ENDINGS, ServiceUnderTest
 from tools.campaign import main
 from tools.tables import steps
 
-RECIPES: dict[str, dict[str, Any]] = {"one": {}, "three": audit.SET_OF_THREE}
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
 LIFE = {"start": 0.5, "work": 1.0}  # s until a kill, at most; of work, from ready on
@@ -41,7 +40,7 @@ def campaign(base: Path, kills: int, seed: int, images: int = 0, *, files: str =
 
     Each image gives so many `files`: one or three.
     """
-    recipe = RECIPES[files]
+    recipe = audit.RECIPES[files]
     dice, images = random.Random(seed), images or 2 * kills
     # A kill that an image has nothing to do with must not set it aside: the most attempts that can be set.
     options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
@@ -112,4 +111,4 @@ def one_life(service: ServiceUnderTest, dice: random.Random, kill: int) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main("kill", campaign, about=__doc__, unit="kills", count=2_302, each=100, files=[*RECIPES]))
+    sys.exit(main("kill", campaign, about=__doc__, unit="kills", count=2_302, each=100, files=[*audit.RECIPES]))

@@ -4,7 +4,7 @@ All folders of the service lie on an ext4 behind a loop device. At a random mome
 its journal being flushed (FS_IOC_SHUTDOWN, as xfstests do), the process is killed, the disk mounted again, and what is
 there is audited before the next start. Needs root and loop devices. Does not test what a drive does with its own cache.
 
-    python -m tools.power_cut [--rounds 200] [--each 50] [--seed 1] [--out FILE]
+    python -m tools.power_cut [--rounds 200] [--each 50] [--seed 1] [--files one|three] [--out FILE]
 
 Exit status 2 where it cannot run.
 """
@@ -35,8 +35,9 @@ FINISH = 300.0  # s for the rest after the last cut
 SIZE = (160, 120)  # pixels; some 60 kB of cutout, so that there is something to truncate
 
 
-def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
-    """Below the folder `base`, which it makes, in a process that makes its mounts its own.
+def campaign(base: Path, rounds: int, seed: int, *, files: str = "one") -> dict[str, Any]:
+    """Below the folder `base`, which it makes, in a process that makes its mounts its own; each image gives so many
+    `files`: one or three.
 
     Raises AssertionError for what the audit finds, and pytest's Skipped where there are no such disks.
     """
@@ -44,15 +45,17 @@ def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
     where = base / "disk"
     where.mkdir(parents=True)
     with disk(base / "image", 64 + rounds) as device, mounted(where, "ext4", "rw", device):
-        return cut_again_and_again(where, device, rounds, random.Random(seed))
+        return cut_again_and_again(where, device, rounds, random.Random(seed), audit.RECIPES[files])
 
 
-def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Random) -> dict[str, Any]:
+def cut_again_and_again(
+    base: Path, device: str, rounds: int, dice: random.Random, recipe: dict[str, Any]
+) -> dict[str, Any]:
     """A service in `base`, where the disk of the device is mounted, before and afterwards."""
     settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
-    service = ServiceUnderTest(base, settings=settings, options={"count": "", "entered": ""})
+    service = ServiceUnderTest(base, settings=settings, options={"count": "", "entered": ""}, recipe=recipe)
     dropped: dict[str, bytes] = {}
-    conservation = audit.Conservation(service.roots, dropped)
+    conservation = audit.Conservation(service.roots, dropped, recipe)
     found: Counter[str] = Counter()
     for number in steps(rounds, "power cuts"):
         images = range(number * IMAGES, (number + 1) * IMAGES)
@@ -73,7 +76,7 @@ def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Rando
         assert answer == [("ok",)], f"the ledger is damaged: {answer}"
     with service.start():
         service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
-    audit.assert_complete(service.roots, dropped)
+    audit.assert_complete(service.roots, dropped, recipe=recipe)
     audit.assert_ledger_settled(service.state, done=len(dropped))
     return {
         "rounds": rounds,
@@ -87,7 +90,7 @@ def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Rando
 
 if __name__ == "__main__":
     try:
-        sys.exit(main("power_cut", campaign, about=__doc__, unit="rounds", count=200, each=50))
+        sys.exit(main("power_cut", campaign, about=__doc__, unit="rounds", count=200, each=50, files=[*audit.RECIPES]))
     except pytest.skip.Exception as reason:
         print(f"cannot cut power here: {reason}", file=sys.stderr)
         sys.exit(2)

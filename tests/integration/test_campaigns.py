@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CampaignPart
+from tests.support import audit
 from tools import clients, kill, wholeness
 from tools.power_cut import IMAGES
 from tools.soak import report, soak
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.campaign
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("files", kill.RECIPES)
+@pytest.mark.parametrize("files", audit.RECIPES)
 def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart, files: str) -> None:
     kills = campaign_part.count(KILLS, least=5)
     result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills, files=files)
@@ -36,10 +37,11 @@ def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart, f
 
 
 @pytest.mark.timeout(600)
-def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
+@pytest.mark.parametrize("files", audit.RECIPES)
+def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: CampaignPart, files: str) -> None:
     rounds, out = campaign_part.count(ROUNDS), tmp_path / "counts.json"
     command = [sys.executable, "-m", "tools.power_cut", "--rounds", str(rounds), "--out", str(out)]
-    command += ["--seed", str(campaign_part.seed(SEED))]
+    command += ["--seed", str(campaign_part.seed(SEED)), "--files", files]
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
     if done.returncode == CANNOT:
         pytest.skip(done.stderr.strip())

@@ -14,7 +14,6 @@ from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import ServiceUnderTest
 
 STEPS_MAXIMUM = 400  # more steps than this for four images is a defect of the test
-RECIPES: dict[str, dict[str, Any]] = {"one file": {}, "three files": audit.SET_OF_THREE}
 PATIENT = {"intake": {"attempts": 10}}  # kills that the image has nothing to do with must not set it aside
 
 
@@ -43,7 +42,7 @@ def assert_delivered(service: ServiceUnderTest, number: int, recipe: dict[str, A
 
 @pytest.mark.campaign
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@pytest.mark.parametrize("recipe", audit.RECIPES.values(), ids=audit.RECIPES)
 def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart, recipe: dict[str, Any]) -> None:
     """Killed before its first, second ... last file operation or commit of a delivery, the next start ends it right.
 

@@ -30,6 +30,7 @@ SET_OF_THREE: dict[str, Any] = {
     ]
 }
 """A recipe whose first file is what one without any gives."""
+RECIPES: dict[str, dict[str, Any]] = {"one": {}, "three": SET_OF_THREE}  # by the number of files an image gives
 
 
 def outputs_of(name: str, recipe: Mapping[str, Any] | None = None) -> list[str]:
