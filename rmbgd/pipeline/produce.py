@@ -113,128 +113,131 @@ class Producer:
 
         Raises ImageError, Unencoded, and whatever writing raises.
         """
-        slot = view(cutout.lease.block, cutout.region)
-        alpha = _alpha(slot)
-        produced = Produced(verdict)
-        if verdict == "empty":  # what faint alpha there is would be a garbage matte
-            alpha[...] = 0
-        if recipe.review_below:
-            self._judge(cutout, recipe, _bytes(alpha), slot.rgb, produced)
+        slot, produced = view(cutout.lease.block, cutout.region), Produced(verdict)
         try:
-            self._files(cutout, folder, recipe, files, day, produced)
-            if produced.reasons:
-                produced.verdict, files.review = "review", True
-                self._preview(cutout, _bytes(alpha), slot.rgb, files, day, produced)
+            _Set(self, cutout, slot, _alpha(slot), folder, recipe, files, day, produced).make()
         except MemoryError as error:
             raise Unencoded from error
         return produced
 
-    def _judge(self, cutout: Cutout, recipe: Recipe, alpha: Bytes, rgb: Bytes, produced: Produced) -> None:
-        found = confidence.features(alpha, rgb, cutout.answer.matte.disagreement)
-        model = cutout.answer.model
-        score = round(confidence.score(found, model), 4)
-        versions = {"feature_version": confidence.FEATURE_VERSION, "version": confidence.coefficients()["version"]}
-        produced.keys |= {"score": score, "review": {"features": found.document(), "model": model} | versions}
-        if score < recipe.review_below:
-            low = f"the matte is right with a confidence of {score:.2f}, below {recipe.review_below:g}"
-            produced.reasons += [low, *confidence.reasons(found)]
 
-    def _files(
-        self, cutout: Cutout, folder: Folder, recipe: Recipe, files: FileSet, day: date, produced: Produced
-    ) -> None:
-        slot = view(cutout.lease.block, cutout.region)
-        alpha = _alpha(slot)
-        parts = self._parts(cutout, folder, recipe, alpha, produced)
-        split = recipe.subjects == "split"
-        every = list(planned(recipe, len(parts.subjects) if parts is not None and split else 0))
+@dataclass(frozen=True, slots=True)
+class _Set:
+    """The set of one image while it is made. `alpha`: a view on the plane's, which is as it was afterwards, but for
+    an empty one."""
+
+    producer: Producer
+    cutout: Cutout
+    slot: Slot
+    alpha: Any
+    folder: Folder
+    recipe: Recipe
+    files: FileSet
+    day: date
+    produced: Produced
+
+    @property
+    def path(self) -> str:
+        return self.cutout.job.relative_path
+
+    def make(self) -> None:
+        if self.produced.verdict == "empty":  # what faint alpha there is would be a garbage matte
+            self.alpha[...] = 0
+        if self.recipe.review_below:
+            self._judge()
+        self._make_files()
+        if self.produced.reasons:
+            self.produced.verdict, self.files.review = "review", True
+            self._add_preview()
+
+    def _judge(self) -> None:
+        answer = self.cutout.answer
+        found = confidence.features(_bytes(self.alpha), self.slot.rgb, answer.matte.disagreement)
+        score = round(confidence.score(found, answer.model), 4)
+        versions = {"feature_version": confidence.FEATURE_VERSION, "version": confidence.coefficients()["version"]}
+        facts = {"features": found.document(), "model": answer.model} | versions
+        self.produced.keys |= {"score": score, "review": facts}
+        if score < self.recipe.review_below:
+            low = f"the matte is right with a confidence of {score:.2f}, below {self.recipe.review_below:g}"
+            self.produced.reasons += [low, *confidence.reasons(found)]
+
+    def _make_files(self) -> None:
+        parts, split = self._parts(), self.recipe.subjects == "split"
+        every = list(planned(self.recipe, len(parts.subjects) if parts is not None and split else 0))
         has_rules = any(each.look.preset for each in every)
-        keeps = len(produced.reasons) > 0 or parts is not None or has_rules
-        whole = None if parts is None else alpha.copy()
+        keeps = len(self.produced.reasons) > 0 or parts is not None or has_rules
+        whole = None if parts is None else self.alpha.copy()
         try:
             if parts is not None and not split and parts.subjects:
                 largest = max(parts.subjects, key=lambda each: each.area)
-                alpha[...] = subjects.part(alpha, parts, largest.number)
-            cut = borders(alpha) if has_rules else ()
+                self.alpha[...] = subjects.part(self.alpha, parts, largest.number)
+            cut = borders(self.alpha) if has_rules else ()
             for number, each in enumerate(every, 1):
                 if parts is not None and whole is not None and split:
-                    alpha[...] = whole if each.subject is None else subjects.part(whole, parts, each.subject)
-                self._file(cutout, slot, each, files, day, produced, cut, last=number == len(every) and not keeps)
+                    self.alpha[...] = whole if each.subject is None else subjects.part(whole, parts, each.subject)
+                self._make_file(each, cut, last=number == len(every) and not keeps)
         finally:  # it may be called again
             if whole is not None:
-                alpha[...] = whole
-        if parts is not None and whole is not None and split:
-            self._describe(cutout, recipe, whole, parts, files, day)
+                self.alpha[...] = whole
+        if parts is not None and split:
+            self._describe(parts)
 
-    def _file(
-        self,
-        cutout: Cutout,
-        slot: Slot,
-        each: PlannedFile,
-        files: FileSet,
-        day: date,
-        produced: Produced,
-        cut: Sequence[str],
-        *,
-        last: bool,
-    ) -> None:
-        look, facts = each.look, cutout.facts
-        frame = arrange(slot.rgba, slot.alpha, look, profile=facts.icc_profile, last=last)
+    def _make_file(self, each: PlannedFile, cut: Sequence[str], *, last: bool) -> None:
+        """`cut`: sides of the photograph that the subject touches. `last`: the planes are not needed any more."""
+        look, facts = each.look, self.cutout.facts
+        frame = arrange(self.slot.rgba, self.slot.alpha, look, profile=facts.icc_profile, last=last)
         height, width = frame.pixels.shape[:2]
-        name = each.name(cutout.job.relative_path, day, (width, height))
-        temporary = files.create(name, format=look.format, width=width, height=height)
-        preset = self.presets.get(look.preset)
-        large = look.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS
-        with self.large if large else nullcontext():
-            rules = None if preset is None else Rules(preset, lambda: files.data(temporary), cut)
+        name = each.name(self.path, self.day, (width, height))
+        temporary = self.files.create(name, format=look.format, width=width, height=height)
+        preset = self.producer.presets.get(look.preset)
+        large = look.format == "webp" and self.slot.rgb.size > 3 * LARGE_PIXELS
+        with self.producer.large if large else nullcontext():
+            rules = None if preset is None else Rules(preset, lambda: self.files.data(temporary), cut)
             findings = make(frame, look, facts, temporary.write, rules)
         if frame.enlarged > look.enlarge_maximum:
-            files.describe(enlarged=round(frame.enlarged, 2))
-            produced.notes += [] if "enlarged" in produced.notes else ["enlarged"]
+            self.files.describe(enlarged=round(frame.enlarged, 2))
+            self.produced.notes += [] if "enlarged" in self.produced.notes else ["enlarged"]
         if preset is None:
             return
         table = [finding.document() for finding in findings]
-        files.describe(preset=look.preset, compliance=table)
-        produced.compliance.append({"file": name.plain, "preset": look.preset, "rules": table})
+        self.files.describe(preset=look.preset, compliance=table)
+        self.produced.compliance.append({"file": name.plain, "preset": look.preset, "rules": table})
         failed = [finding for finding in findings if finding.outcome == "fail"]
-        produced.reasons += [
+        self.produced.reasons += [
             f"{look.preset}: {each.rule}: {each.measured}; required: {each.required}" for each in failed
         ]
 
     # ------------------------------------------------------------------------------------------------ subjects
 
-    def _parts(self, cutout: Cutout, folder: Folder, recipe: Recipe, alpha: Pixels, produced: Produced) -> Parts | None:
+    def _parts(self) -> Parts | None:
         """None where they stay together."""
-        if recipe.subjects == "whole":
+        if self.recipe.subjects == "whole":
             return None
         seeds = None
         try:
-            seeds = _seeds(folder, cutout.job.relative_path, *alpha.shape)
+            seeds = _seeds(self.folder, self.path, *self.alpha.shape)
         except ValueError:
-            produced.notes.append("seeds_unusable")
-        return subjects.find_subjects(alpha, minimum=recipe.subjects_minimum, seeds=seeds)
+            self.produced.notes.append("seeds_unusable")
+        return subjects.find_subjects(self.alpha, minimum=self.recipe.subjects_minimum, seeds=seeds)
 
-    def _describe(self, cutout: Cutout, recipe: Recipe, alpha: Pixels, parts: Parts, files: FileSet, day: date) -> None:
-        path, rgb = cutout.job.relative_path, view(cutout.lease.block, cutout.region).rgb
-        scored = [
-            replace(each, confidence=_confidence(subjects.part(alpha, parts, each.number), rgb, cutout.answer.model))
-            for each in parts.subjects
-        ]
+    def _describe(self, parts: Parts) -> None:
+        scored = [replace(each, confidence=self._confidence(parts, each.number)) for each in parts.subjects]
         parts = replace(parts, subjects=tuple(scored))
         documents = {SUBJECTS: subjects.as_json(parts)}
-        if recipe.coco:
-            documents[COCO] = subjects.coco(alpha, parts, os.path.basename(path))
+        if self.recipe.coco:
+            documents[COCO] = subjects.coco(self.alpha, parts, os.path.basename(self.path))
         for template, document in documents.items():
-            name = FileName(template, *names.expand(template, path, "", when=day))
-            files.create(name, format="json").write(json.dumps(document).encode() + b"\n")
+            name = FileName(template, *names.expand(template, self.path, "", when=self.day))
+            self.files.create(name, format="json").write(json.dumps(document).encode() + b"\n")
 
-    def _preview(self, cutout: Cutout, alpha: Bytes, rgb: Bytes, files: FileSet, day: date, produced: Produced) -> None:
-        plain, later = names.expand("{dir}/{stem}", cutout.job.relative_path, names.PREVIEW, when=day)
-        name = FileName(names.PREVIEW, plain, later)
-        files.create(name, format="jpeg").write(preview(rgb, alpha, produced.reasons))
+    def _confidence(self, parts: Parts, number: int) -> float:
+        found = confidence.features(_bytes(subjects.part(self.alpha, parts, number)), self.slot.rgb)
+        return round(confidence.score(found, self.cutout.answer.model), 4)
 
-
-def _confidence(alpha: Pixels, rgb: Bytes, model: str) -> float:
-    return round(confidence.score(confidence.features(_bytes(alpha), rgb), model), 4)
+    def _add_preview(self) -> None:
+        plain, later = names.expand("{dir}/{stem}", self.path, names.PREVIEW, when=self.day)
+        image = preview(self.slot.rgb, _bytes(self.alpha), self.produced.reasons)
+        self.files.create(FileName(names.PREVIEW, plain, later), format="jpeg").write(image)
 
 
 def _alpha(slot: Slot) -> Any:
