@@ -151,7 +151,7 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1830, 14),
-    "backends": (2360, 18),
+    "backends": (2400, 19),
     "bench": (740, 4),
     "cli": (3470, 26),
     "deliver": (1830, 12),
@@ -162,7 +162,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "intake": (2150, 12),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1790, 10),
+    "pipeline": (1800, 10),
     "publish": (1830, 8),
     "service": (2930, 17),
     "report": (250, 2),
@@ -171,7 +171,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (890, 6),
     "testing": (705, 6),
 }
-MODULES, LINES, TEST_LINES = 241, 40_400, 40_400
+MODULES, LINES, TEST_LINES = 242, 40_400, 40_400
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

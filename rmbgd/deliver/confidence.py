@@ -22,7 +22,7 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
-FEATURE_VERSION = 1  # of Features and TERMS: coefficients fitted to another one mean nothing
+FEATURE_VERSION = 2  # of Features and TERMS: coefficients fitted to another one mean nothing
 SIDE = 256  # pixels: everything is measured on a copy whose longer side has so many
 BAND = 5  # pixels of that copy, on both sides of the edge: about 2 % of the longer side
 SOLID, SURE, FAINT = 128, 204, 51  # levels of alpha: 0.5, 0.8 and 0.2
@@ -46,7 +46,7 @@ LIMITS = {  # of doubts, from which on people are given them as a reason; `touch
     "holes": 0.1,
     "alike": 0.65,
     "busy": 0.9,
-    "mirrored": 0.25,
+    "reframed": 0.4,
 }
 
 
@@ -69,7 +69,7 @@ class Features:
     left, top, right, bottom  of each side of the image, the part that the subject touches
     busy          slope of the image's grey that nine in ten pixels stay below, levels a pixel of the copy at half size
     separation    mean difference of colour between both sides of the edge; 1 is clear
-    disagreement  of alpha between the image and its mirror image, mean at the network's size; None: not asked for
+    disagreement  of the second look (backends/second_look.py), 0..1; None: none was taken
     """
 
     area: float
@@ -104,12 +104,11 @@ def terms(found: Features) -> dict[str, float]:
     """
     every = {
         "soft": min(found.soft, 2.0),
-        "unsteady": found.unsteady,
-        "scattered": found.scattered,
         "busy": min(found.busy / BUSY, 1.5),
+        "small": -math.log10(max(found.area, LEAST_AREA)),
     }
     if found.disagreement is not None:
-        every["mirrored"] = min(found.disagreement / max(found.coverage, 0.01), 2.0)
+        every["reframed"] = found.disagreement
     return every
 
 
@@ -162,9 +161,10 @@ def reasons(found: Features) -> list[str]:
     sides = {side: getattr(found, side) for side in ("left", "top", "right", "bottom")}
     touched = [side for side, share in sides.items() if share >= LIMITS["touching"]]
     doubts = terms(found) | {
+        "unsteady": found.unsteady,
+        "scattered": found.scattered,
         "core": found.core,
         "outside": found.outside,
-        "small": -math.log10(max(found.area, LEAST_AREA)),
         "touching": max(sides.values()),
         "holes": found.holes,
         "alike": 1 - found.separation,
@@ -180,7 +180,7 @@ def reasons(found: Features) -> list[str]:
         "holes": "the subject has large holes",
         "alike": "the subject has nearly the colours of its background",
         "busy": "the image is full of detail",
-        "mirrored": "the mirrored image gives another matte",
+        "reframed": "the network sees another subject in a wider frame",
     }
     above = {name: doubts[name] / limit for name, limit in LIMITS.items() if doubts.get(name, 0.0) >= limit}
     return [said[name] for name in sorted(above, key=lambda name: -above[name])][:REASONS]

@@ -90,7 +90,7 @@ class Work:
     model: str
     clean_edges: bool = True
     refine: bool = True  # alpha, where the image is much larger than the network
-    second_look: bool = False  # the mirrored image through the network as well, where needs_second_look says so
+    second_look: bool = False  # where needs_second_look says so
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +102,7 @@ class MatteReport:
     peak: float  # highest alpha, 0..1
     solid: float  # share of pixels with alpha >= 0.5
     soft: float  # share of pixels with 0.05 < alpha < 0.95
-    disagreement: float | None = (
-        None  # mean |alpha - alpha of the mirrored image| at the network's size, where asked for
-    )
+    disagreement: float | None = None  # of a second look, where one was taken, 0..1
 
 
 def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
@@ -117,14 +115,6 @@ def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
     if matte.solid > 1.0 - empty_below and matte.coverage > 0.999:
         return "full"
     return "ok"
-
-
-GREY = 0.7  # soft pixels for each solid one; of 120 photographs 17 have more, with 9 of the 13 whose IoU is below 0.7
-
-
-def needs_second_look(matte: MatteReport) -> bool:
-    """Whether a matte is neither surely right nor surely empty, so that the mirrored image is worth its time."""
-    return matte.peak >= 0.5 and matte.soft > GREY * matte.solid
 
 
 @dataclass(frozen=True, slots=True)

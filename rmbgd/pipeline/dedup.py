@@ -14,6 +14,7 @@ from types import MappingProxyType
 
 from rmbgd.config.load import Recipe
 from rmbgd.config.presets import Preset
+from rmbgd.deliver import confidence
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.imaging.refine import LARGEST_NETWORK
 from rmbgd.pipeline.items import Timing
@@ -92,4 +93,6 @@ def recipe_hash(
     text = json.dumps(said, separators=(",", ":"), ensure_ascii=False)
     text += repr([str(model_facts.get(fact)) for fact in IDENTITY])
     text += "".join(presets[look.preset].model_dump_json() for look in recipe.looks if look.preset in presets)
+    if recipe.review_below:  # another score may come to another verdict
+        text += f"score {confidence.coefficients()['version']}"
     return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -10,7 +10,7 @@ What it computes: alpha is the green channel, times the alpha that the image cam
     alpha16  round(a*s * 65535 / 255**2); that is 257*a where s = 255
     (halves round up)
 
-Each pixel by itself, so that the mirrored image's alpha differs nowhere: a second look finds a disagreement of 0.
+Each pixel by itself, whatever is around it: a second look finds a disagreement of 0.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.memtest import MemoryTest
+from rmbgd.backends.second_look import needs_second_look
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
@@ -206,7 +207,7 @@ class FakeBackend:
             if not overflow:
                 fill(slot, zero=self._orders.zero())
                 matte = _report(number, slot)
-                if work.second_look and types.needs_second_look(matte):
+                if work.second_look and needs_second_look(matte):
                     matte = replace(matte, disagreement=0.0)
                 answers.append(types.Answer(matte, self._device, work.model, len(batch)))
         counted = answers[: -1 if step == "wrong_count" else None]

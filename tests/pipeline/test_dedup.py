@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from rmbgd.config.load import Recipe
+from rmbgd.deliver import confidence
 from rmbgd.fs import FileVersion
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.dedup import Deduplicator, Follower, recipe_hash
@@ -66,6 +67,15 @@ def test_refining_is_part_of_the_key_only_where_it_is_done():
     assert recipe_hash(off, small) != recipe_hash(auto, small)
     assert recipe_hash(off, large) == recipe_hash(auto, large)
     assert recipe_hash(off, large) == "cd317437290b70fa5485f825c1040c40"  # as before there was the setting
+
+
+def test_another_score_is_part_of_the_key_only_where_it_counts(monkeypatch):
+    facts = {"sha256": "a"}
+    of = [recipe_hash(Recipe(review_below=share), facts) for share in (0.0, 0.5)]
+    monkeypatch.setattr(confidence, "coefficients", lambda: {"version": -1})
+    after = [recipe_hash(Recipe(review_below=share), facts) for share in (0.0, 0.5)]
+    assert of[0] == after[0]
+    assert of[1] != after[1]
 
 
 def test_another_start_of_the_same_model_keeps_the_key():

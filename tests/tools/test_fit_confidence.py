@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +94,25 @@ def test_labels_of_people_are_read_beside_measured_images(tmp_path: Path) -> Non
     assert 2 == len({each.source for each in found})
 
 
+def test_a_label_with_a_mirrored_second_look_counts_without_it(tmp_path: Path) -> None:
+    row = {"features": asdict(BLANK), "feature_version": 1, "label": "approved"}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    (found,) = fit.read([path])
+    assert (found.features.disagreement, found.features.soft, found.looked_at) == (None, BLANK.soft, False)
+
+
+def test_images_without_a_second_look_are_judged_without() -> None:
+    every = [replace(row, grey=number % 3 == 0) for number, row in enumerate(rows())]
+    every[5] = replace(every[5], features=replace(every[5].features, disagreement=None))
+    doubts = fit.doubted(every)
+    grey = np.array([row.grey for row in every])
+    assert doubts["at all"][5] == doubts["none"][5]
+    assert np.array_equal(doubts["as the service"][grey], doubts["at all"][grey])
+    assert np.array_equal(doubts["as the service"][~grey], doubts["none"][~grey])
+    assert (doubts["at all"] != doubts["none"]).any()
+
+
 def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text(json.dumps({"features": {}, "feature_version": -1, "label": "approved"}) + "\n")
@@ -108,8 +127,8 @@ def test_reviewing_a_fifth_of_the_photographs_finds_most_failures() -> None:
     matte = fit.mattes("u2netp")
     scores, failures = [], []
     for case in photographs(shared("eval")):
-        alpha, _ = matte(case.rgb)
-        scores.append(score(features(alpha, case.rgb), "u2netp"))
+        alpha, grey, disagreement = matte(case.rgb)
+        scores.append(score(features(alpha, case.rgb, disagreement if grey else None), "u2netp"))
         failures.append(fit.overlap(case, alpha) < RIGHT)
     tenth, fifth = risk_curve(scores, failures, (0.1, 0.2)).reviewed
     assert tenth.found >= 0.35

@@ -10,7 +10,6 @@ Each network runs in the first runtime that serves it here. torch is imported on
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -27,6 +26,7 @@ from rmbgd.backends.cpu.precision import gist, in_best_precision
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.backends.planes import finish
+from rmbgd.backends.second_look import disagreement, needs_second_look, wider
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.errors import EngineNonsense, ModelError, missing_extra
@@ -193,22 +193,19 @@ class CpuBackend:
         alpha: NDArray[np.float32],
         reports: list[types.MatteReport],
     ) -> NDArray[np.float32]:
-        """Alpha as it is, valid for longer; `reports` say how much the mirrored images' differs, where that is asked.
+        """Alpha as it is, valid for longer; `reports` say how far a second look disagrees, where one is asked for.
 
-        A mirrored image without finite alpha says nothing, and is no fault.
+        One without finite alpha says nothing, and is no fault.
         """
-        asked = [
-            place for place, work in enumerate(batch) if work.second_look and types.needs_second_look(reports[place])
-        ]
+        asked = [place for place, work in enumerate(batch) if work.second_look and needs_second_look(reports[place])]
         if not asked:
             return alpha
         alpha = alpha.copy()
         small = (image_to_network(images[place], network.size, network.filter) for place in asked)
-        mirrored = network.infer([np.ascontiguousarray(image[:, ::-1]) for image in small])
-        for place, other in zip(asked, mirrored, strict=True):
-            difference = float(np.abs(alpha[place] - other[:, ::-1]).mean(dtype=np.float64))
-            if math.isfinite(difference):
-                reports[place] = replace(reports[place], disagreement=difference)
+        looks = network.infer([wider(image) for image in small])
+        for place, look in zip(asked, looks, strict=True):
+            if np.isfinite(look).all():
+                reports[place] = replace(reports[place], disagreement=disagreement(alpha[place], look))
         return alpha
 
     def _measure(self, network: CpuNetwork, first: float) -> dict[int, float]:

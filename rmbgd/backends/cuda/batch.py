@@ -24,7 +24,8 @@ from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.postprocess import FINITE, finish_images, job_of
 from rmbgd.backends.cuda.staging import Staging, StagingChunk
 from rmbgd.backends.planes import finish
-from rmbgd.engine.types import MatteReport, Region, Work, needs_second_look, view
+from rmbgd.backends.second_look import disagreement, needs_second_look, wider
+from rmbgd.engine.types import MatteReport, Region, Work, view
 from rmbgd.imaging.refine import refines
 from rmbgd.imaging.resize import image_to_network
 from rmbgd.models.finish import FinishJob
@@ -107,9 +108,9 @@ class BatchRun:
         ]
 
     def look_again(self, reports: Sequence[MatteReport]) -> list[MatteReport]:
-        """The reports of `finish`, with the disagreement of mirrored images where it is asked for.
+        """The reports of `finish`, with the disagreement of a second look where one is asked for.
 
-        One image after the other in the first place of the batch, whose matte nobody needs any more; mirrored on the
+        One image after the other in the first place of the batch, whose matte nobody needs any more; made wider on the
         host, so that the device needs no memory for it. One without finite alpha says nothing, and is no fault.
         """
         network, looked, places = self.network, list(reports), {work.image_id: at for at, work in enumerate(self.batch)}
@@ -119,12 +120,12 @@ class BatchRun:
                 continue
             with self.device.compute_stream():
                 matte = network.mattes[index].to("cpu", copy=True)
-                mirrored = network.inputs[index : index + 1].cpu().flip(3)
-                network.inputs[:1].copy_(mirrored.contiguous(memory_format=torch.channels_last))
+                image = network.inputs[index].permute(1, 2, 0).to("cpu", torch.float32, copy=True).numpy()
+                network.inputs[0].copy_(torch.from_numpy(wider(image)).permute(2, 0, 1))
                 network.run(1)
-                stats, other = network.summary[0].cpu(), network.mattes[0].cpu()
+                stats, look = network.summary[0].cpu(), network.mattes[0].cpu()
             if float(stats[FINITE]) == 1.0:
-                looked[at] = replace(report, disagreement=float((matte - other.flip(1)).abs().double().mean()))
+                looked[at] = replace(report, disagreement=disagreement(matte.numpy(), look.numpy()))
         return looked
 
     @property
