@@ -331,6 +331,8 @@ def document(rows: Sequence[Measured], model: str) -> dict[str, Any]:
 def fit(options: argparse.Namespace) -> Report:
     every = read(options.files)
     rows = [row for row in every if row.features.area > 0]
+    if len({row.right for row in rows}) < 2:
+        raise SystemExit("a fit needs images whose mattes are right and images whose mattes are not; give both")
     doubts = doubted(rows)
     everything = np.ones(len(rows), bool)
     parts = {

@@ -16,7 +16,7 @@ from rmbgd.engine.types import MatteReport
 Image = TypeVar("Image", NDArray[np.uint8], NDArray[np.float32])
 
 MARGIN = 6  # one in so many of the side, on each side of the image
-GREY = 0.2  # soft pixels for each solid one: of 80 photographs half have more, with all that a look finds wrong
+GREY = 0.2  # soft pixels for each solid one: half of 80 photographs have more; looks at the others find hardly more
 
 
 def needs_second_look(matte: MatteReport) -> bool:

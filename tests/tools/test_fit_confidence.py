@@ -113,6 +113,15 @@ def test_images_without_a_second_look_are_judged_without() -> None:
     assert (doubts["at all"] != doubts["none"]).any()
 
 
+@pytest.mark.parametrize("label", ["approved", "rejected"])
+def test_a_fit_needs_right_and_wrong_mattes(tmp_path: Path, label: str) -> None:
+    row = {"features": asdict(BLANK), "feature_version": FEATURE_VERSION, "label": label}
+    path = tmp_path / "labels.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit, match="give both"):
+        fit.main(["fit", str(path)])
+
+
 def test_features_of_another_version_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "labels.jsonl"
     path.write_text(json.dumps({"features": {}, "feature_version": -1, "label": "approved"}) + "\n")
