@@ -153,7 +153,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "": (1830, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3470, 26),
+    "cli": (3500, 26),
     "deliver": (1830, 12),
     "config": (1690, 7),
     "doctor": (800, 4),
@@ -171,7 +171,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (890, 6),
     "testing": (705, 6),
 }
-MODULES, LINES, TEST_LINES = 242, 40_400, 40_400
+MODULES, LINES, TEST_LINES = 242, 40_450, 40_500
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

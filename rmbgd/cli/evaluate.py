@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import tempfile
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -18,22 +20,26 @@ from rmbgd.cli.main import usage_error
 from rmbgd.cli.parser import between
 from rmbgd.cli.report import check_page, save_page
 from rmbgd.cli.table import print_table
+from rmbgd.config.load import overlay
 from rmbgd.config.settings import LimitSettings
-from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.errors import ConfigError, Exit, Reason, RmbgdError
 from rmbgd.evaluate import page
 from rmbgd.evaluate.metrics import FIGURES
 from rmbgd.evaluate.pairs import MaskPair, categorized, in_sequence, paired
 from rmbgd.evaluate.risk import RIGHT, RiskCurve, failed, risk_curve, scores_for
 from rmbgd.evaluate.run import Judge, JudgedPair
 from rmbgd.evaluate.summary import EvaluatedGroup, Evaluation, interval, shown
+from rmbgd.models import licences
 from rmbgd.models.registry import lookup, overlap
 from rmbgd.report.page import prepare
+from rmbgd.service.destination import plan
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
 LIMIT, LIMIT_MAXIMUM = 60, 500  # images on a page; some 8 kB each
 LINES = 10  # of each kind below the tables; JSON has them all
+LEAST_SCORE = 1e-6  # scores have four digits: only one of 0 is less
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,6 +65,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--limit", metavar="N", type=between(1, LIMIT_MAXIMUM), default=LIMIT, help=text)
     about = "what reviewing the lowest scores finds: a folder of the photographs, or a log of image.done with scores"
     parser.add_argument("--risk", metavar="WHERE", help=about)
+    about = "with --risk PHOTOS: make the cutouts of --model once more, for scores as the service has them"
+    parser.add_argument("--second-look", action="store_true", help=about)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
 
 
@@ -98,6 +106,8 @@ def _pairs(options: argparse.Namespace) -> tuple[list[MaskPair], list[str]]:
     absent = [path for path in (options.predictions, options.truth) if not os.path.lexists(path)]
     if absent:
         raise ConfigError([f"{path}: no such file or directory" for path in absent])
+    if options.second_look and (options.model is None or not os.path.isdir(options.risk or "")):
+        raise ConfigError("--second-look needs --model NAME and --risk with the folder of the photographs")
     pairs, without_truth = paired(options.predictions, options.truth)
     if not pairs:
         raise RmbgdError(f"{options.truth}: there are no images in it; name a folder of masks")
@@ -170,13 +180,37 @@ def _risk(options: argparse.Namespace, found: Evaluation, limits: LimitSettings)
     """None where nobody asked. Raises RmbgdError where no compared image has a score."""
     if options.risk is None:
         return None
-    scores = scores_for([each.pair for each in found.usable], options.risk, options.truth, options.model or "", limits)
+    if options.second_look:
+        scores = _scores_of_the_service(options.risk, options.model)
+    else:
+        pairs, model = [each.pair for each in found.usable], options.model or ""
+        scores = scores_for(pairs, options.risk, options.truth, model, limits)
     ranked = [each for each in found.usable if each.pair.name in scores]
     if not ranked:
         raise RmbgdError(
             f"{options.risk}: it has no score of an image that was compared; name the folder of photographs"
         )
     return risk_curve([scores[each.pair.name] for each in ranked], [failed(each) for each in ranked])
+
+
+def _scores_of_the_service(photographs: str, model: str) -> dict[str, float]:
+    """By name. Cutouts are made in a folder that is removed. Raises RmbgdError, as where there are no weights."""
+    from rmbgd.service import oneshot
+
+    asked = {"recipe": {"model": model, "review_below": LEAST_SCORE, "sidecar": "never"}}
+    config, recipe = overlay(None, "default", ("engine", "service"), asked)
+    licences.require(lookup(model), config.service.models_directory)
+    found: dict[str, float] = {}
+
+    def hear(event: str, /, **keys: Any) -> None:
+        if event == "image.done":
+            found[os.path.splitext(keys["path"])[0]] = keys["score"]
+        elif event == "image.failed" and keys["reason"] == Reason.NEEDS_REVIEW:  # nothing has a score below that
+            found[os.path.splitext(keys["path"])[0]] = 0.0
+
+    with tempfile.TemporaryDirectory(prefix="rmbgd-eval-") as scratch:
+        oneshot.once(plan([photographs], scratch), recipe, engine=config.engine, service=config.service, emit=hear)
+    return found
 
 
 def _print_risk(curve: RiskCurve) -> None:

@@ -107,7 +107,7 @@ class Finisher:
             return Postponed(job, "review", detail, cutout.timing, cutout.facts)
         return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
 
-    def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:
+    def _publish(self, cutout: Cutout, recipe: Recipe, report: dict[str, object], outcome: JobOutcome) -> Published:
         job, timing = cutout.job, cutout.timing
         clock = self.context.clock
         begun = encoded = clock.monotonic()
@@ -120,6 +120,8 @@ class Finisher:
             encoded = clock.monotonic()
             timing.add("encode", encoded - begun)
             outcome.add(milliseconds=self._milliseconds(job, timing), verdict=produced.verdict, **produced.keys)
+            if "score" in produced.keys:
+                report["score"] = produced.keys["score"]
             if notes := [*cutout.facts.notes, *produced.notes]:
                 outcome.add(notes=notes)
             if produced.reasons:

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 
 from rmbgd.errors import Exit
+from rmbgd.service import oneshot
+from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import in_process
 from tests.evaluate.cases import NAMES, case
 from tests.imaging.builders import saved
 from tests.support.schemas import problems
@@ -76,6 +79,29 @@ def test_risk_is_told_by_photographs_and_by_a_log(folders: tuple[Path, Path], tm
     out = rmbgd("eval", *folders, "--risk", log)[1]
     assert "of 3 images fail (IoU below 0.7); AURC " in out
     assert "lowest 10%" in out
+
+
+def test_a_second_look_scores_as_the_service_does(
+    folders: tuple[Path, Path], tmp_path: Path, rmbgd: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through the real pipeline with a fake engine; two equal photographs both have a score, and so has a black one."""
+    for number, name in enumerate(NAMES):
+        path = tmp_path / "photos" / ("hair", "glass")[number % 2] / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = case(NAMES[0] if number < 2 else name)[1] * (number < 5)
+        path.write_bytes(saved(np.dstack([pixels] * 3), "PNG"))
+    made = in_process(lambda context: FakeBackend(context.arena.block))
+    monkeypatch.setattr(oneshot.once, "__kwdefaults__", oneshot.once.__kwdefaults__ | {"build_devices": made})
+    asked = ("eval", *folders, "--risk", tmp_path / "photos", "--second-look", "--model", "u2netp", "--json")
+    status, out, _ = rmbgd(*asked)
+    assert (Exit.OK, 6) == (status, json.loads(out)["risk"]["images"])
+
+
+@pytest.mark.parametrize("options", [(), ("--risk", "log.jsonl", "--model", "u2netp"), ("--risk", ".")])
+def test_a_second_look_needs_photographs_and_a_model(folders: Any, rmbgd: Any, options: tuple[str, ...]) -> None:
+    status, _, err = rmbgd("eval", *folders, "--second-look", *options)
+    assert status == Exit.USAGE
+    assert "--second-look needs --model NAME" in err
 
 
 def test_what_cannot_be_compared_is_listed_and_makes_the_status_1(folders: tuple[Path, Path], rmbgd: Any) -> None:
