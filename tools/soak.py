@@ -13,7 +13,7 @@ bounds. In runs of ten minutes or more those of memory are judged: of what is in
 resident outside it. Free blocks within the heap are not: they come and go with the largest images, and are seen in the
 slope of all that is resident.
 
-    python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--out FILE]
+    python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--files one|three] [--out FILE]
 
 Prints the report of each leg as well; exit status 1 when something was lost, or surely grows.
 """
@@ -219,14 +219,15 @@ class Faults:
 class Soak:
     """One run, below the folder `base`, which it makes."""
 
-    def __init__(self, base: Path, seconds: float, seed: int, fault_every: float) -> None:
+    def __init__(self, base: Path, seconds: float, seed: int, fault_every: float, recipe: dict[str, Any]) -> None:
         self._seconds, self._fault_every = seconds, fault_every
         root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
         self._strange = sorted(path for path in root.rglob("*") if path.is_file())  # outcomes are not known here
         self._dice = random.Random(seed)
         engine = {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0}
         intake = {"attempts": 10, "incomplete_timeout": 3.0}
-        self._service = GpuUnderTest(base, settings={"engine": engine, "intake": intake})
+        self._service = GpuUnderTest(base, settings={"engine": engine, "intake": intake}, recipe=recipe)
+        self._recipe = recipe
         self._memory = base / "memory"
         self._service.options |= {"memory": str(self._memory), "pace": {"factor": PACE, "since": time.time()}}
         self._good: dict[str, bytes] = {}
@@ -279,11 +280,14 @@ class Soak:
         assert "input" not in ended.values(), [name for name, where in ended.items() if where == "input"]
         refused = [name for name in self._good if ended[name] != "done"]
         assert not refused, [(name, audit.reason_of(service.failed, name)) for name in refused]
+        published = set(audit.files(service.output))
         for name, data in self._good.items():
-            assert_cutout_of(data, service.output / (os.path.splitext(name)[0] + ".png"))
-        for name in audit.files(service.output):
+            first, *others = audit.outputs_of(name, self._recipe)
+            assert_cutout_of(data, service.output / first)
+            assert set(others) <= published, f"of {name!r} {sorted(set(others) - published)} is not published"
+        for name in published:
             assert ".rmbgd" not in name, f"{name} was left in the output"
-            if name.startswith("strange/") and not name.endswith(".json"):  # an empty cutout has a sidecar
+            if not name.endswith(".json"):  # an empty cutout has a sidecar
                 rgba_of(service.output / name)
         done, failed = (list(ended.values()).count(place) for place in ("done", "failed"))
         # In every part of the log; a kill may have torn a line.
@@ -313,8 +317,11 @@ class Soak:
         }
 
 
-def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY) -> dict[str, Any]:
-    return Soak(base, seconds, seed, fault_every).run()
+def soak(
+    base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY, files: str = "one"
+) -> dict[str, Any]:
+    """Each good image gives so many `files`: one or three."""
+    return Soak(base, seconds, seed, fault_every, audit.RECIPES[files]).run()
 
 
 def report(result: dict[str, Any]) -> Table:
@@ -326,11 +333,11 @@ def report(result: dict[str, Any]) -> Table:
     return table(f"The heap in use, and memory outside it: {verdict}", *heads, rows=rows)
 
 
-def judged(run: Callable[[Path, int, int], dict[str, Any]]) -> Leg:
+def judged(run: Callable[..., dict[str, Any]]) -> Leg:
     """A leg that prints the report, and finds what grows."""
 
-    def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
-        result = run(base, seconds, seed)
+    def leg(base: Path, seconds: int, seed: int, **choices: str) -> dict[str, Any]:
+        result = run(base, seconds, seed, **choices)
         Console(width=160).print(report(result))
         assert not result["grows"], f"grows: {result['grows']}, per 1,000 images {result['per_1000_images']}"
         return result
@@ -339,4 +346,4 @@ def judged(run: Callable[[Path, int, int], dict[str, Any]]) -> Leg:
 
 
 if __name__ == "__main__":
-    sys.exit(main("soak", judged(soak), about=__doc__, unit="seconds", count=600, each=600))
+    sys.exit(main("soak", judged(soak), about=__doc__, unit="seconds", count=600, each=600, files=[*audit.RECIPES]))

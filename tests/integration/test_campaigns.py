@@ -70,9 +70,10 @@ def test_no_half_file_is_published_and_no_whole_one_refused(tmp_path: Path, camp
 
 
 @pytest.mark.timeout(600)
-def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
+@pytest.mark.parametrize("files", audit.RECIPES)
+def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart, files: str) -> None:
     seconds = campaign_part.count(SOAK)
-    result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY)
+    result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY, files=files)
     assert sum(result["faults"].values()) >= seconds / FAULT_EVERY / 3
     assert result["lost"] == 0
     assert min(result["done"], result["refused"]) > 0
