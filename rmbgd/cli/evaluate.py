@@ -208,7 +208,7 @@ def _scores_of_the_service(photographs: str, model: str) -> dict[str, float]:
         elif event == "image.failed" and keys["reason"] == Reason.NEEDS_REVIEW:  # nothing has a score below that
             found[os.path.splitext(keys["path"])[0]] = 0.0
 
-    with tempfile.TemporaryDirectory(prefix="rmbgd-eval-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="rmbgd-eval-") as scratch, Console().status("scoring the photographs"):
         oneshot.once(plan([photographs], scratch), recipe, engine=config.engine, service=config.service, emit=hear)
     return found
 

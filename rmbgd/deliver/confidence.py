@@ -22,7 +22,7 @@ Bytes = NDArray[np.uint8]
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float32]
 
-FEATURE_VERSION = 2  # of Features and TERMS: coefficients fitted to another one mean nothing
+FEATURE_VERSION = 2  # of Features and terms(): coefficients fitted to others mean nothing
 SIDE = 256  # pixels: everything is measured on a copy whose longer side has so many
 BAND = 5  # pixels of that copy, on both sides of the edge: about 2 % of the longer side
 SOLID, SURE, FAINT = 128, 204, 51  # levels of alpha: 0.5, 0.8 and 0.2

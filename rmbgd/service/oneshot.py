@@ -44,6 +44,7 @@ from rmbgd.store.records import Candidate, Job
 
 NAME = "once"
 ENDS = ("image.done", "image.failed", "image.postponed")
+DOUBTED = {"reason": str(Reason.NEEDS_REVIEW), "stage": "finish"}  # there is no review folder
 STAGING = ".rmbgd-once-"  # folders in OUT that begin so hold what a run has not finished
 
 
@@ -206,13 +207,9 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
         name = self._outputs[image]
         keys |= {"folder": NAME, "path": image.shown}
         if event == "image.done" and keys["verdict"] == "review":
-            event, doubts = "image.failed", "; ".join(keys["reasons"])
-            known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
-            keys = known | {"reason": str(Reason.NEEDS_REVIEW), "detail": doubts, "stage": "finish"}
+            event, keys = _instead("image.failed", keys, **DOUBTED, detail="; ".join(keys["reasons"]))
         elif event == "image.postponed" and keys["why"] == "review":
-            event, known = "image.failed", {key: keys[key] for key in EVENTS["image.failed"].keys if key in keys}
-            same = "an equal image of this run needs review, for reasons told there"
-            keys = known | {"reason": str(Reason.NEEDS_REVIEW), "detail": same, "stage": "finish"}
+            event, keys = _instead("image.failed", keys, **DOUBTED, detail="an equal image needs review: see there")
         elif event == "image.done":
             try:
                 if self._several:
@@ -221,9 +218,7 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
                 else:
                     self._move(keys["output"], name, image)
             except OSError as error:  # a folder under the cutout's name, a full disk
-                event = "image.postponed"
-                known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
-                keys = known | {"why": "storage", "detail": explain(error)}
+                event, keys = _instead("image.postponed", keys, why="storage", detail=explain(error))
             else:
                 self._summary.done += 1
                 self._summary.empty += [image.shown] if keys["verdict"] == "empty" else []
@@ -256,6 +251,11 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
         except OSError:  # a file system without links
             shutil.copy2(source, moving)
         os.replace(moving, target)
+
+
+def _instead(event: str, keys: Mapping[str, Any], **more: str) -> tuple[str, dict[str, Any]]:
+    """Another event of the same image, with what it shares with the `keys` of the first."""
+    return event, {key: keys[key] for key in EVENTS[event].keys if key in keys} | more
 
 
 class _NoFolder:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,26 +32,6 @@ def configured(tmp_path: Path) -> Path:
     service = f'state_directory = "{tmp_path}/state"\nruntime_directory = "{tmp_path}/run"\n'
     path.write_text(f'[service]\n{service}[[folder]]\nname = "shop"\n{text}\n')
     return path
-
-
-@pytest.mark.parametrize(
-    ("words", "status", "said"),
-    [
-        ("review approve 1", Exit.NOT_RUNNING, "rmbgd review: rmbgd is not running (no control socket at "),
-        ("review reject a.png --json", Exit.NOT_RUNNING, "rmbgd review: rmbgd is not running (no control socket at "),
-        ("review list", Exit.FAILED, "/state/ledger.sqlite: there is no ledger; the service makes one when it starts"),
-        ("review export", Exit.FAILED, "/state/ledger.sqlite: there is no ledger; the service makes one when it"),
-        ("review export --folder shp", Exit.FAILED, "rmbgd review: there is no folder 'shp': did you mean 'shop'?"),
-        ("review list --limit 0", Exit.USAGE, "--limit: '0' is not between 1 and 10000; see "),
-        ("review approve", Exit.USAGE, "PATH|JOB"),
-    ],
-)
-def test_without_a_service_one_line_says_why(
-    words: str, status: Exit, said: str, rmbgd: Any, configuration: Callable[..., Path]
-) -> None:
-    found, out, err = rmbgd(*words.split(), "--config", configuration())
-    assert (status, "") == (found, out)
-    assert said in err
 
 
 def test_what_waits_is_listed_without_a_service(configured: Path, rmbgd: Any) -> None:

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rmbgd.intake.startup_recovery import Recovery
 from rmbgd.publish.file_set import FileSet
 from rmbgd.store.records import ContentKey, FileName, Job, Published
 from rmbgd.testing.fs import FailingFs, WorldStopped
+from tests.publish.conftest import Build
 from tests.support.run import DAY, Run, set_files, set_names, set_writer
 from tests.support.workspace import Workspace, done, sha256
 
@@ -29,19 +30,6 @@ THREE = ("{dir}/{stem}.png", "web/{dir}/{stem}.jpg", "{dir}/{stem}_mask.png")
 TWO = THREE[1:]
 PART = "{dir}/{stem}~{subject}.png"
 CONTENT = ContentKey("in", "recipe")
-
-Build = Callable[..., Workspace]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Build]:
-    with ExitStack() as stack:
-        yield lambda **given: stack.enter_context(closing(Workspace(tmp_path, **given)))
-
-
-@pytest.fixture
-def it(workspace: Build) -> Workspace:
-    return workspace()
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
 from pathlib import Path
 from unittest import mock
 
@@ -21,23 +20,11 @@ from rmbgd.publish.publisher import SourceChanged
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import ContentKey, FileName, Job, Published
 from rmbgd.testing.fs import FailingFs
+from tests.publish.conftest import Build
 from tests.support.workspace import Workspace, done, sha256
 
 CONTENT = ContentKey("in", "recipe")
 STEPS = ["create", "sync_file", "rename_noreplace", "sync_folder"]
-
-Build = Callable[..., Workspace]
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Build]:
-    with ExitStack() as stack:
-        yield lambda **given: stack.enter_context(closing(Workspace(tmp_path, **given)))
-
-
-@pytest.fixture
-def it(workspace: Build) -> Workspace:
-    return workspace()
 
 
 def claimed(it: Workspace, path: str, original: bytes = b"image") -> Job:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 
@@ -17,21 +16,10 @@ from rmbgd.publish.retry import Retrier, RetryResult, WantedOriginals, original_
 from rmbgd.store import reading
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.testing.fs import CrashingFs, WorldStopped
+from tests.publish.conftest import Build
 from tests.support.workspace import Workspace
 
-Build = Callable[..., Workspace]
 STEPS_MAXIMUM = 100
-
-
-@pytest.fixture
-def workspace(tmp_path: Path) -> Iterator[Build]:
-    with ExitStack() as stack:
-        yield lambda **given: stack.enter_context(closing(Workspace(tmp_path, **given)))
-
-
-@pytest.fixture
-def it(workspace: Build) -> Workspace:
-    return workspace()
 
 
 def reject(it: Workspace, path: str, data: bytes = b"image", reason: Reason = Reason.CORRUPT) -> None:

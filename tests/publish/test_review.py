@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
 from unittest import mock
@@ -21,10 +21,10 @@ from rmbgd.publish.review import Reviewer, Search, UndecidableReview, look_besid
 from rmbgd.store import reading, review
 from rmbgd.store.records import SetKey
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
+from tests.publish.conftest import Build
 from tests.support.reviews import SET, built, doubt
 from tests.support.workspace import Workspace
 
-Build = Callable[..., Workspace]
 STEPS_MAXIMUM = 100
 
 
@@ -32,11 +32,6 @@ STEPS_MAXIMUM = 100
 def workspace(tmp_path: Path) -> Iterator[Build]:
     with ExitStack() as stack:
         yield lambda **given: stack.enter_context(closing(built(tmp_path, **given)))
-
-
-@pytest.fixture
-def it(workspace: Build) -> Workspace:
-    return workspace()
 
 
 @pytest.fixture
