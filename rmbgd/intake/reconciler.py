@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
-from queue import Empty, SimpleQueue
+from collections.abc import Callable
+from dataclasses import replace
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config
@@ -22,9 +20,11 @@ from rmbgd.intake import readiness
 from rmbgd.intake.claim import ClaimResult, Claims
 from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.empty_folders import EmptyFolders
+from rmbgd.intake.inbox import Inbox
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.intake.scanner import LOOKS_AT_ONCE, Scanner
+from rmbgd.intake.source import IntakeQuestion, IntakeStatistics
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.mounts import free_bytes
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
@@ -69,129 +69,6 @@ class Maintenance:
                 self.ledger_rows = sum(self._ledger.counts().values())
         except StorageFault:  # the next claim meets the same fault, and reports it
             self._prune_after, self._next_prune = 0, now + PRUNE_EVERY
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeQuestion:
-    """What is there now? Of one folder, or of all; the `limit` images that have waited longest. Answered once.
-
-    in_work  of images that are worked on; else of those that wait
-    """
-
-    in_work: bool
-    folder: str | None
-    limit: int
-    answer: SimpleQueue[list[dict[str, object]]] = field(default_factory=SimpleQueue)
-
-
-@dataclass(slots=True)
-class Notes:
-    """What other threads reported. `returns`: (job, why) of images that could not be judged."""
-
-    returns: list[tuple[Job, str]] = field(default_factory=list)
-    ended: list[int] = field(default_factory=list)
-    questions: list[IntakeQuestion] = field(default_factory=list)
-    rescan: bool = False
-
-
-class Inbox:
-    """What other threads report to the intake's thread, and what wakes it. Public methods may come from any thread."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._awake = False  # guarded by _changed, like all below; single values are read without it
-        self._closing = False
-        self._paused: set[str] = set()
-        self._by_operator: frozenset[str] = frozenset()  # folders, "" for every one; replaced whole
-        self._notes = Notes()
-        self._ended_total = 0
-
-    def wake(self) -> None:
-        with self._changed:
-            self._awake = True
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        """Claim nothing more; `run` returns soon."""
-        self._closing = True
-        self.wake()
-
-    def rescan(self) -> None:
-        with self._changed:
-            self._notes.rescan = True
-        self.wake()
-
-    def pause(self, reason: str) -> None:
-        """Claim nothing of the folder that `reason` names after its colon."""
-        with self._changed:
-            self._paused.add(reason)
-
-    def resume(self, reason: str) -> None:
-        with self._changed:
-            self._paused.discard(reason)
-        self.wake()
-
-    def pause_by_operator(self, folders: Collection[str]) -> None:
-        """Claim nothing of these folders, and of all others again; "" means every one."""
-        self._by_operator = frozenset(folders)
-        self.wake()
-
-    def ask(self, question: IntakeQuestion, timeout: float) -> list[dict[str, object]] | None:
-        """The answer of the intake's thread; None when it is busy with something for so many seconds."""
-        with self._changed:
-            self._notes.questions.append(question)
-        self.wake()
-        try:
-            return question.answer.get(timeout=timeout)
-        except Empty:
-            with self._changed, contextlib.suppress(ValueError):  # nobody waits for it any more
-                self._notes.questions.remove(question)
-            return None
-
-    def give_back(self, job: Job, why: str, detail: str) -> None:  # noqa: ARG002 - the event has the detail
-        """An image that could not be judged: back to its folder."""
-        with self._changed:
-            self._notes.returns.append((job, why))
-            self._ended_total += 1
-        self.wake()
-
-    def ended(self, job: Job) -> None:
-        """Done or refused: another version of the same path may be claimed now."""
-        with self._changed:
-            self._notes.ended.append(job.job_id)
-            self._ended_total += 1
-        self.wake()
-
-    def _take_notes(self) -> Notes:
-        with self._changed:
-            notes, self._notes = self._notes, Notes()
-            return notes
-
-    def _paused_folders(self) -> dict[str, str]:
-        """Why nothing is claimed, by folder: reasons are written "kind:folder"."""
-        with self._changed:
-            return {reason.partition(":")[2]: reason.partition(":")[0] for reason in sorted(self._paused)}
-
-    def _sleep(self, seconds: float, heartbeat: Heartbeat) -> None:
-        """Until `wake`, or that long; not at all when it was called since the last sleep."""
-        with self._changed:
-            if not self._awake and seconds > 0:
-                heartbeat.waiting()
-                self._changed.wait(seconds)
-            self._awake = False
-        heartbeat.working()
-
-
-@dataclass(frozen=True, slots=True)
-class IntakeStatistics:
-    """For the health event. Replaced whole by the reconcile thread."""
-
-    waiting: int = 0
-    in_flight: int = 0
-    oldest_waiting: float | None = None
-    paused: str | None = None
-    ledger_rows: int = 0
-    folders: dict[str, dict[str, object]] = field(default_factory=dict)
 
 
 class Reconciler(Inbox):
@@ -240,8 +117,8 @@ class Reconciler(Inbox):
                 count += 1
         return count
 
-    def release_locks(self) -> None:
-        """Of the folders: after `run` has returned, or where it never ran."""
+    def release(self) -> None:
+        """The locks of the folders."""
         for watch in self.watches:
             watch.lock.release()
 

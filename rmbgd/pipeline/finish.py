@@ -19,11 +19,11 @@ from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
-from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, Timing
+from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, ResultPublisher, Timing
 from rmbgd.pipeline.produce import Producer, Unencoded, names_of
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.file_set import FileSet
-from rmbgd.publish.publisher import Publisher, SourceChanged
+from rmbgd.publish.publisher import SourceChanged
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import ContentKey, Job, Known, Published
@@ -44,7 +44,7 @@ class Finisher:
     context: EngineContext
     folders: Mapping[str, tuple[Folder, Recipe]]
     recipe_keys: Mapping[str, str]
-    publisher: Publisher
+    publisher: ResultPublisher
     intake: JobSource
     in_flight: Deduplicator
     storage_retry: StorageRetry
@@ -53,6 +53,7 @@ class Finisher:
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
+        self.intake.moved(arrival.job, "finish")
         try:
             ended = self._end(arrival, heartbeat)
         finally:
@@ -170,7 +171,7 @@ class Finisher:
             milliseconds=self._milliseconds(job, timing),
             sha256_in=rejection.facts.sha256 if rejection.facts else None,
         )
-        self._retry(lambda: self.publisher.quarantine.set_aside(job, outcome), job, heartbeat)
+        self._retry(lambda: self.publisher.refuse(job, outcome), job, heartbeat)
         self._deliver(outcome, job, timing)
         return rejection
 

@@ -18,7 +18,7 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline import batching
-from rmbgd.pipeline.items import Arrival, Cutout, Frame, Postponed, Rejection
+from rmbgd.pipeline.items import Arrival, Cutout, Frame, JobSource, Postponed, Rejection
 from rmbgd.pipeline.queue import Choice, NoSenders, Receiver, Sender, Taken
 
 STOPPING = "the service is stopping and no engine is ready"
@@ -33,10 +33,12 @@ class DeviceThread:
         supervisor: DeviceSupervisor,
         views: DeviceViews,
         folders: Folders,
+        source: JobSource,
         context: EngineContext,
         heartbeat: Heartbeat,
     ) -> None:
         self._supervisor, self._views, self._folders, self._heartbeat = supervisor, views, folders, heartbeat
+        self._source = source
         self._stopping, self._clock, self._emit = context.stopping, context.clock, context.emit
         self._settings: PipelineSettings = context.config.pipeline
         self._tries = context.config.engine.tries_used
@@ -120,6 +122,7 @@ class DeviceThread:
     def _run(self, batch: Taken[Frame], worker: EngineWorker) -> list[Arrival]:
         began = self._clock.monotonic()
         for frame in batch.items:
+            self._source.moved(frame.job, "engine")
             frame.timing.add("queue", began - max(frame.ready_at, frame.history.put_back_at))
         self._supervisor.computing([frame.job.job_id for frame in batch.items])
         try:

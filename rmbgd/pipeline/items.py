@@ -8,6 +8,7 @@ Job -> Frame -> Cutout     |  published
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +17,9 @@ from rmbgd.engine.retry import NEW, History
 from rmbgd.engine.types import Answer, Region
 from rmbgd.errors import Reason
 from rmbgd.imaging.formats import SourceFacts
-from rmbgd.store.records import Job, Known
+from rmbgd.publish.file_set import FileSet
+from rmbgd.store.outbox import JobOutcome
+from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 
 
 @dataclass(slots=True)
@@ -102,8 +105,16 @@ Arrival = Cutout | Rejection | Postponed | Duplicate
 """What reaches the finish stage, the one exit."""
 
 
+STAGES = ("decode", "engine", "finish")
+"""In which an image is worked on, in order."""
+
+
 class JobSource(Protocol):
     """Where jobs come from and go back to: the intake of the service, or the list of files of `rmbgd once`."""
+
+    def moved(self, job: Job, stage: str) -> None:
+        """It goes on to this stage, one of STAGES: the source keeps it alive."""
+        ...
 
     def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
@@ -114,3 +125,49 @@ class JobSource(Protocol):
         ...
 
     def resume(self, reason: str) -> None: ...
+
+
+class ResultPublisher(Protocol):
+    """Where results go: files that the ledger knows, or a root that many machines share.
+
+    Every method but `deliver` raises StorageFault when the disk is at fault (call again later), ImageError when the
+    name or the size is, SourceChanged when the input is another by now. Whatever it raises, no temporary is left.
+    """
+
+    def publish(
+        self,
+        job: Job,
+        write: Callable[[FileSet], None],
+        outcome: JobOutcome,
+        *,
+        content: ContentKey | None = None,
+        report: Mapping[str, object] | None = None,
+    ) -> Published:
+        """Make the files that `write` makes the set of the job's input, all or none; `outcome` gets what came of it.
+
+        `content` and `report` make the set known for equal images, unless it goes to people.
+        """
+        ...
+
+    def publish_copy(
+        self,
+        job: Job,
+        known: Known,
+        outcome: JobOutcome,
+        *,
+        wanted: Sequence[FileName] = (),
+        sidecar_facts: Mapping[str, object] | None = None,
+    ) -> Published | None:
+        """Publish the set that equal content got before; `wanted`: names of its files here, none of a plain one.
+
+        None when a file of it is not there any more or is another: compute it.
+        """
+        ...
+
+    def refuse(self, job: Job, outcome: JobOutcome) -> None:
+        """Record that it is refused, and why."""
+        ...
+
+    def deliver(self, outcome: JobOutcome) -> None:
+        """Emit the event of a job that was published or refused, once it is stored and whole."""
+        ...

@@ -19,11 +19,10 @@ from rmbgd.pipeline.decode import Decoder
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
 from rmbgd.pipeline.finish import Finisher
 from rmbgd.pipeline.infer import DeviceThread
-from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, Timing
+from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, ResultPublisher, Timing
 from rmbgd.pipeline.produce import Producer
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
-from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
 
@@ -37,7 +36,7 @@ class PipelineContext:
     engine: EngineContext
     build_devices: EngineFactory
     ledger: Ledger
-    publisher: Publisher
+    publisher: ResultPublisher
     storage_retry: StorageRetry
     source: JobSource
     new_heartbeat: Callable[[str], Heartbeat]
@@ -118,6 +117,7 @@ class Pipeline:
                 decoder, _ = self._stages.result()
                 while True:
                     [job] = jobs.receive_chosen(decoder.first)
+                    self._context.source.moved(job, "decode")
                     decoded = decoder.decode(job, heartbeat)
                     if isinstance(decoded, Frame):
                         frames.send(decoded)
@@ -137,7 +137,7 @@ class Pipeline:
                 first: list[DeviceThread] = []
                 for supervisor in devices.supervisors:
                     own = self._context.new_heartbeat(name := f"infer-{supervisor.device}")
-                    thread = DeviceThread(supervisor, devices.views, self._folders, engine, own)
+                    thread = DeviceThread(supervisor, devices.views, self._folders, self._context.source, engine, own)
                     if not supervisor.is_fallback:
                         first.append(thread)
                     self._context.start_thread(name, partial(thread.run, frames.clone(own), arrivals.clone(own)))

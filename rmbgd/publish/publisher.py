@@ -103,6 +103,10 @@ class Publisher:
                     return None
             return self._record(job, *self._place(files, job, outcome), outcome)
 
+    def refuse(self, job: Job, outcome: JobOutcome) -> None:
+        """The original goes to quarantine, with what `outcome` says."""
+        self.quarantine.set_aside(job, outcome)
+
     def deliver(self, outcome: JobOutcome) -> None:
         """Emit the event of a job that was published or refused, as it was stored and whole."""
         self._ledger.outbox.deliver(outcome, self._emit)

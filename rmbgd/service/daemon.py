@@ -242,7 +242,7 @@ class Service:
             heartbeat=self._heartbeats.new("reconcile"),
             on_compared=lambda: self.messages.put(Milestone.FOLDERS),
         )
-        stack.callback(self._intake.release_locks)  # also where this life ends before it serves
+        stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
             self._intake.hold_suspects()
         for folder in config.folder if life.waits else ():

@@ -11,7 +11,7 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, RmbgdError, StorageFault
 from rmbgd.events import Emit
-from rmbgd.intake.reconciler import IntakeQuestion, Reconciler
+from rmbgd.intake.source import IntakeQuestion, Source
 from rmbgd.publish.retry import REASON_SUFFIX, Retrier, WantedOriginals
 from rmbgd.publish.review import Reviewer, UndecidableReview
 from rmbgd.service.control import ControlPeer
@@ -33,7 +33,7 @@ class Operator:
     """`answer` is the control thread's. The pauses are kept in the ledger, and begin again with the service."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, intake: Reconciler, reviewer: Reviewer, emit: Emit, clock: Clock
+        self, config: Config, ledger: Ledger, intake: Source, reviewer: Reviewer, emit: Emit, clock: Clock
     ) -> None:
         self._folders = {folder.name: folder for folder in config.folder}
         self._ledger, self._intake, self._emit, self._clock = ledger, intake, emit, clock

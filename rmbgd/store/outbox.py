@@ -42,7 +42,8 @@ class JobOutcome:
 
 def job_keys(job: Job) -> dict[str, object]:
     """What every event of a job begins with."""
-    return {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
+    keys = {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
+    return keys if job.leased is None else keys | {"lease": job.leased.lease, "fingerprint": job.leased.fingerprint}
 
 
 def refused(

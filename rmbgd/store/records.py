@@ -11,6 +11,18 @@ from rmbgd.fs import FileVersion
 
 
 @dataclass(frozen=True, slots=True)
+class Leased:
+    """What makes a job one of a queue that many machines share: events carry it, and outputs the fingerprint.
+
+    lease        which delivery of which message: stream:sequence/delivery
+    fingerprint  which version of the input was announced
+    """
+
+    lease: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One version of one input, claimed.
 
@@ -19,6 +31,7 @@ class Job:
     attempt        1 for the first try; counted before the work, so it survives a crash
     final          the readiness policy has given up waiting: damage is now a refusal, not a reason to wait
     refilled       its content changed while its size did not, as this run saw; not in the ledger
+    leased         None where it was claimed from a drop folder
     """
 
     job_id: int
@@ -32,6 +45,7 @@ class Job:
     claimed_by_rename: bool
     final: bool = False
     refilled: bool = False
+    leased: Leased | None = None
 
 
 @dataclass(frozen=True, slots=True)

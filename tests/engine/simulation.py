@@ -23,6 +23,7 @@ from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMem
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
+from rmbgd.intake.inbox import Inbox
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, Rejection, Timing
 from rmbgd.pipeline.queue import Taken, queue
@@ -173,7 +174,9 @@ class Simulation:
         self.devices = context.devices = Devices(supervisors, self.views, [MODEL])
         folder = context.config.folder[0]
         folders = {folder.name: (folder, context.config.recipe_of(folder))}
-        self.threads = [DeviceThread(each, self.views, folders, context, NullHeartbeat()) for each in supervisors]
+        self.threads = [
+            DeviceThread(each, self.views, folders, Inbox(), context, NullHeartbeat()) for each in supervisors
+        ]
         self.sender, self.receiver = queue(10_000, "frames", self.clock)
         self.views.listen(self.receiver.look_again)
         self.hands: list[Taken[Frame] | None] = [None] * len(supervisors)

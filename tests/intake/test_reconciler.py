@@ -21,7 +21,8 @@ from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.empty_folders import QUIET
 from rmbgd.intake.priority_queue import Backlog, Complete
 from rmbgd.intake.readiness import ArrivingFile
-from rmbgd.intake.reconciler import IntakeQuestion, Reconciler
+from rmbgd.intake.reconciler import Reconciler
+from rmbgd.intake.source import IntakeQuestion
 from rmbgd.intake.watcher import FileEvent
 from rmbgd.pipeline.items import Rejection
 from rmbgd.pipeline.queue import queue
@@ -105,7 +106,7 @@ class Loop(Workspace):
     def close(self) -> None:
         for end in (self.sender, self.receiver, self.door, self.refused):
             end.close()
-        self.reconciler.release_locks()
+        self.reconciler.release()
         super().close()
 
 
