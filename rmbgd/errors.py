@@ -44,6 +44,10 @@ class Reason(StrEnum):
     HARDLINK = "hardlink", "the file has other names outside the folder (more than one hard link)"
     NAME_TOO_LONG = "name_too_long", "the output name derived from the input name would be too long"
     OUTPUT_TOO_LARGE = "output_too_large", "the result is larger than the output format allows"
+    OUTPUT_TAKEN = (
+        "output_taken",
+        "files of others stand where its output belongs, under both of its names",
+    )
     IO_ERROR = "io_error", "reading the file failed three times"
     NO_SUBJECT = "no_subject", 'no foreground was found, and the recipe says on_empty = "refuse"'
     VANISHED = "vanished", "the claimed file was removed from the claim folder before it was read"

@@ -37,8 +37,11 @@ _IMAGE = {
     "path": "path below the drop folder; bytes that are not UTF-8 as \\udcXX escapes",
     "attempt": "1 for the first attempt; only a crash raises it",
     "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total",
+    "lease?": "of an image from the queue of a fleet: stream:sequence/delivery",
+    "fingerprint?": "of the version that was announced to the fleet",
 }
 _ENDED = _IMAGE | {
+    "duplicate?": "true when another worker of the fleet has published the same version, too",
     "recovered?": "true when the service was killed as the job ended and the next start emits the event; it may then repeat an event of the same job",
 }
 
@@ -103,6 +106,21 @@ EVENTS: dict[str, EventKind] = {
     "intake.stuck_upload": EventKind("warning", "A file is still open or changing after a long time. Reported once per file.", {"folder": "name", "path": "below the folder", "seconds": "since first seen"}),
     "intake.blocked": EventKind("warning", "A file cannot be read or claimed. It stays in place and is tried again.", {"folder": "name", "path": "below the folder", "cause": "permission, busy, ..."}),
     "intake.recovered": EventKind("info", "The service resumed what its last run left unfinished.", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "quarantined because the service crashed on them", "told": "outcomes whose events may be missing, emitted now with `recovered`", "adopted?": "as in ledger.replaced, of a folder that was not there then", "unknown?": "likewise"}),
+    # --- the queue of a fleet
+    "source.connected": EventKind("info", "The broker is connected, and images are leased from it.", {"servers": "as configured", "server_version": "of nats-server", "seconds?": "without"}),
+    "source.lost": EventKind("error", "The broker cannot be reached, or does not accept this machine. Images in work are finished, and it is tried again.", {"servers": "as configured", "kind": "unreachable, denied, unfit", "detail": "what exactly, and what to do"}),
+    "source.unusable": EventKind("warning", "The broker is there, and lacks something; or images of a root cannot be processed here as they are wanted. They stay in the queue, for machines that can. Reported once for each cause.", {"folder?": "name of the root", "detail": "what exactly, and what to do"}),
+    "source.drained": EventKind("info", "An administrator drains this host: images in work are finished, nothing more is leased.", {"worker": "host and process"}),
+    "source.undrained": EventKind("info", "This host leases images again.", {"worker": "host and process"}),
+    "image.announced": EventKind(
+        "info", "The name of a complete image was put on the queue, for any worker of the fleet.",
+        {"job": "number in the ledger of the announcer", "folder": "name of the root", "path": "below it", "fingerprint": "of this version", "recipe": "name", "seconds": "since the file was first seen"},
+    ),
+    "lease.dropped": EventKind(
+        "info", "A message of the queue needed no work.",
+        {"lease": "stream:sequence/delivery", "why": "answered (the root has its result), superseded (the file is another version now), gone, bad_message", "detail": "what exactly", "folder?": "name of the root", "path?": "below it", "fingerprint?": "as announced"},
+    ),
+    "lease.lost": EventKind("warning", "An image has not moved for so long that its lease is not extended: another worker gets it, too.", {**{key: text for key, text in _IMAGE.items() if key != "milliseconds"}, "stage": "in which it stands"}),
     # --- images: one of these per job
     "image.done": EventKind(
         "info", "A cutout was published.",

@@ -50,7 +50,10 @@ def check_layout(config: Config) -> None:
 
 def layout_problems(config: Config) -> Iterator[Mistake]:
     directories = list(_directories(config))
+    shared = config.source.kind == "jetstream"  # one input may be a root with several recipes
     for pair in combinations(directories, 2):
+        if shared and pair[0].role == pair[1].role == "input":
+            continue
         if (found := _conflict(*pair)) is not None:
             yield found
     for each in directories:

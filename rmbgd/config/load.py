@@ -11,6 +11,7 @@ from typing import Any, Self, get_args, get_origin
 
 from pydantic import Field, ValidationError, create_model
 
+from rmbgd import naming as names
 from rmbgd.config.presets import Preset, built_in, extended, resolve
 from rmbgd.config.problems import ConfigFile, Mistake, dotted, mistakes_of, no_table, syntax_problem, unknown
 from rmbgd.config.settings import (
@@ -28,6 +29,7 @@ from rmbgd.config.settings import (
     Recipe,
     ServiceSettings,
     Settings,
+    SourceSettings,
     check_name,
 )
 from rmbgd.config.toml_places import Location, locate
@@ -47,6 +49,7 @@ __all__ = [
     "PipelineSettings",
     "Recipe",
     "ServiceSettings",
+    "SourceSettings",
     "examine",
     "load",
     "overlay",
@@ -60,6 +63,7 @@ _BUILT_IN = Recipe()  # "default" where the configuration sets none; checked onc
 
 class Config(Settings):
     service: ServiceSettings = Field(default_factory=ServiceSettings)
+    source: SourceSettings = Field(default_factory=SourceSettings)
     intake: IntakeSettings = Field(default_factory=IntakeSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
@@ -94,6 +98,7 @@ class Config(Settings):
             if folder.review is None and any(recipe.review_below or look.preset for look in recipe.looks):
                 text = f"is missing: recipe '{folder.recipe}' sends images to people; name a directory for them"
                 yield [("folder", number, "review")], text
+        yield from self._in_a_fleet() if self.source.kind == "jetstream" else ()
         yield from self._presets_in_use()
         limits = self.limits
         for name, recipe in self.recipe.items():
@@ -117,6 +122,29 @@ class Config(Settings):
         if self.engine.device == "cpu" and self.health.require_gpu:
             text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
             yield [("engine", "device"), ("health", "require_gpu")], text
+
+    def _in_a_fleet(self) -> Iterator[tuple[Sequence[Location], str]]:
+        """Roots that machines share: nobody claims by moving, and names must not depend on who computes, or when."""
+        for number, folder in enumerate(self.folder):
+            if folder.originals != "keep":
+                text = 'a root of a fleet keeps its originals, as several machines read them; write "keep"'
+                yield [("folder", number, "originals"), ("source", "kind")], f'is "{folder.originals}": {text}'
+        for name in {folder.recipe for folder in self.folder}:
+            for place, each in enumerate(self.recipe[name].deliver if name in self.recipe else ()):
+                fields = names.fields_of(each.path)
+                where: list[Location] = [("recipe", name, "deliver", place, "path"), ("source", "kind")]
+                if "date" in fields:
+                    yield (
+                        where,
+                        f"{each.path!r} has {{date}}: done again another day, an image would be there twice",
+                    )
+                elif place == 0 and "size" in fields:
+                    yield (
+                        where,
+                        f"{each.path!r} has {{size}}; the name of the first file must be known before",
+                    )
+                elif "dir" not in fields:
+                    yield where, f"{each.path!r} has no {{dir}}: images of several folders would want one name"
 
     def _presets_in_use(self) -> Iterator[tuple[Sequence[Location], str]]:
         """Presets that cannot be, and looks that contradict themselves with theirs."""

@@ -64,6 +64,10 @@ def check_name(text: str) -> str:
 # Texts of a certain shape: pattern, what another text is and what to write.
 DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?", 'no device; write "auto", "cpu", "cuda", or "cuda:1" for GPU 1'
 SIZE = r"([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?", 'no size; write width and height, like "2000x1500", or "" for none'
+SERVER = (
+    r"(nats|tls)://[^\s/:@]+(:[0-9]{1,5})?",
+    'no address of a broker; write "nats://HOST:4222", or "tls://HOST:4222"; passwords belong into source.credentials',
+)
 DIGEST = r"([0-9a-f]{64})?", 'no SHA-256; write its 64 digits, 0 to 9 and a to f, or "" for none'
 
 
@@ -121,6 +125,7 @@ Share = Annotated[float, BeforeValidator(percent)]
 Device = Annotated[str, _shaped(*DEVICE, _near_device)]
 Size = Annotated[str, _shaped(*SIZE, _near_size)]
 Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]
+Server = Annotated[str, _shaped(*SERVER, lambda text: f"nats://{text}")]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(check_name)]
@@ -588,6 +593,32 @@ class Recipe(Look):
     def looks(self) -> Sequence[Look]:
         """Of each file, before its preset."""
         return self.deliver or [self]
+
+
+class SourceSettings(Settings):
+    """Where images come from: the drop folders of this machine, or a queue that several machines share (docs/fleet.md)."""
+
+    kind: Literal["folders", "jetstream"] = setting("folders",
+        reason="folders: every image that is dropped into them is claimed here; jetstream: images are leased from a queue on NATS JetStream, into which `rmbgd announce` or `rmbgd backfill` puts their names")
+    servers: list[Server] = setting(["nats://127.0.0.1:4222"], unit="addresses", min_length=1, max_length=16,
+        reason="of the broker; several of one cluster. tls:// where it is not on this machine")
+    credentials: AbsolutePath | None = setting(None,
+        reason="file with what proves who we are: NATS credentials, the seed of an nkey, or a user and a password on two lines; its mode must keep others from reading it")
+    tls_ca: AbsolutePath | None = setting(None, reason="certificate of the authority that signed the broker's, where the system does not know it")
+    tls_certificate: AbsolutePath | None = setting(None, reason="our own certificate, where the broker asks for one; with tls_key")
+    tls_key: AbsolutePath | None = setting(None, reason="private key of tls_certificate")
+    lease: float = setting(60.0, unit="s", ge=2, le=3600,
+        reason="an image whose worker is gone for this long goes to another one; leases of images that move are extended. Set by `rmbgd fleet setup`")
+    lease_maximum: float = setting(1800.0, unit="s", ge=10, le=86_400,
+        reason="an image that still is not done after this goes to another worker, moving or not")
+    retry_wait: float = setting(30.0, unit="s", ge=0.1, le=3600,
+        reason="pause before an image is leased again that a worker gave back because it could not read or write, and the longest one before the broker is asked again that refused")
+
+    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+        if self.lease_maximum < self.lease:
+            yield [("lease_maximum",), ("lease",)], f"is shorter than one lease of {self.lease:g} s; raise it"
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            yield [("tls_certificate",), ("tls_key",)], "a certificate and its key go together; give both, or none"
 
 
 class Folder(Settings):

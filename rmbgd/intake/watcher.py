@@ -12,7 +12,7 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal, Self
@@ -329,7 +329,7 @@ class FolderWatch:
 class OverflowListener(logging.Handler):
     """Listens to watchdog's log, the only place where it reports that the kernel dropped events."""
 
-    def __init__(self, watches: list[FolderWatch], emit: Emit) -> None:
+    def __init__(self, watches: Sequence[FolderWatch], emit: Emit) -> None:
         super().__init__(logging.WARNING)
         self._watches, self._emit_event, self._logger = watches, emit, logging.getLogger(OVERFLOW_LOGGER)
 

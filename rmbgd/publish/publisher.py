@@ -98,7 +98,7 @@ class Publisher:
         with self.open_set(job) as files:
             files.sidecar_facts = sidecar_facts
             for name, file in zip(wanted, known.files, strict=True):
-                if not _copy_known(known.output, file, files.create(name, **file.facts)):
+                if not copy_known(known.output, file, files.create(name, **file.facts)):
                     self._ledger.forget_content(known.key)
                     return None
             return self._record(job, *self._place(files, job, outcome), outcome)
@@ -237,7 +237,7 @@ def _note_missing(outcome: JobOutcome) -> None:
     outcome.add(notes=[*(note for note in notes if note != ORIGINAL_MISSING), ORIGINAL_MISSING])
 
 
-def _copy_known(output: str, known: PublishedFile, temporary: Temporary) -> bool:
+def copy_known(output: str, known: PublishedFile, temporary: Temporary) -> bool:
     """False when the known file cannot be read, or is not what was published."""
     try:
         source = open_regular(os.path.join(output, known.path))

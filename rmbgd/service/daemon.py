@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.config import load as configuration
@@ -31,8 +31,10 @@ from rmbgd.events import LEDGER_DAMAGED, SAFE_MODE_OVER
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.intake.reconciler import Reconciler
+from rmbgd.intake.source import Source
 from rmbgd.intake.startup_recovery import Recovered
 from rmbgd.intake.watcher import OverflowListener
+from rmbgd.pipeline.items import ResultPublisher
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
@@ -54,6 +56,9 @@ from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
 from rmbgd.telemetry.metrics import Metrics, open_metrics
+
+if TYPE_CHECKING:
+    from rmbgd.fleet.announcer import Announcer
 
 # --- messages to the main thread: signals, readiness, and threads that failed; one queue, one reader
 
@@ -117,12 +122,21 @@ GRACE = 30.0  # s beside the configured patience before systemd is to lose its o
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
 
-def run(config_path: Path, *, log_form: str = "auto", build_devices: EngineFactory = default_devices) -> int:
-    """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
+def run(
+    config_path: Path,
+    *,
+    log_form: str = "auto",
+    build_devices: EngineFactory = default_devices,
+    announces: bool = False,
+) -> int:
+    """`rmbgd run`, and `rmbgd announce`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
     if not config.folder:
         raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; {NOTATION}")
     check_layout(config)
+    if announces and config.source.kind != "jetstream":
+        text = 'source.kind: is "folders", so there is no queue to announce images on; write kind = "jetstream"'
+        raise ConfigError(f"{config_path}: {text}")
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
     with (
@@ -161,6 +175,7 @@ def run(config_path: Path, *, log_form: str = "auto", build_devices: EngineFacto
                         messages,
                         outage,
                         config_path,
+                        announces=announces,
                     )
                     recovered = service.recover()
                 except (ConfigError, LedgerFault) as error:
@@ -208,13 +223,15 @@ class Service:
         messages: SimpleQueue[Message],
         outage: LedgerOutage,
         config_path: Path,
+        *,
+        announces: bool = False,
     ) -> None:
-        self._config_path = config_path.absolute()
+        self._config_path, self._announces = config_path.absolute(), announces
         self.messages = messages  # put by any thread, taken by the main thread
         self._outage = outage
         self._trouble: Trouble | None = None  # that the next life mends, unless it is asked to stop
         config, clock = life.config, SystemClock()
-        self._life, self._config, self._clock = life, config, clock
+        self._life, self._config, self._clock, self._build_devices = life, config, clock, build_devices
         self._emit, self._metrics, self._hooks, self._notifier = emit, metrics, hooks, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
@@ -233,15 +250,7 @@ class Service:
         self._threads = ThreadGroup(self.messages.put)
         self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
-        self._intake = Reconciler(
-            config,
-            ledger=self._ledger,
-            publisher=publisher,
-            clock=clock,
-            emit=emit,
-            heartbeat=self._heartbeats.new("reconcile"),
-            on_compared=lambda: self.messages.put(Milestone.FOLDERS),
-        )
+        results = self._open_source(publisher)
         stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
             self._intake.hold_suspects()
@@ -257,20 +266,7 @@ class Service:
         )
         stack.enter_context(OverflowListener(self._intake.watches, emit))
         self._storage_retry = StorageRetry(self._intake, emit, clock)
-        self._pipeline = Pipeline(
-            PipelineContext(
-                engine=self._engine,
-                build_devices=build_devices,
-                ledger=self._ledger,
-                publisher=publisher,
-                storage_retry=self._storage_retry,
-                source=self._intake,
-                new_heartbeat=self._heartbeats.new,
-                start_thread=self._threads.start,
-                on_ready=self._engine_ready,
-                on_room=self._intake.wake,
-            )
-        )
+        self._pipeline = self._open_announcer(publisher, stack) if announces else self._open_pipeline(results)
         self._ledger_monitor = LedgerMonitor(
             self._ledger.database,
             outage,
@@ -290,6 +286,74 @@ class Service:
             on_status=self._pass_on,
             on_stall=stderr.show_stacks,
         )
+
+    def _open_source(self, publisher: Publisher) -> ResultPublisher:
+        """Where images come from; answers where their results go. Raises ConfigError."""
+        config, clock, emit = self._config, self._clock, self._emit
+        heartbeat, compared = self._heartbeats.new("reconcile"), lambda: self.messages.put(Milestone.FOLDERS)
+        self._intake: Source
+        if config.source.kind == "folders" or self._announces:
+            self._intake = Reconciler(
+                config,
+                ledger=self._ledger,
+                publisher=publisher,
+                clock=clock,
+                emit=emit,
+                heartbeat=heartbeat,
+                on_compared=compared,
+            )
+            return publisher
+        from rmbgd.fleet.worker import open_worker  # its libraries are an extra, and nobody else needs them
+
+        worker = open_worker(
+            config,
+            publisher.quarantine,
+            clock=clock,
+            emit=emit,
+            heartbeat=heartbeat,
+            describe=self._of_a_worker,
+            on_compared=compared,
+        )
+        self._intake = worker.source
+        return worker.publisher
+
+    def _open_pipeline(self, results: ResultPublisher) -> Pipeline:
+        return Pipeline(
+            PipelineContext(
+                engine=self._engine,
+                build_devices=self._build_devices,
+                ledger=self._ledger,
+                publisher=results,
+                storage_retry=self._storage_retry,
+                source=self._intake,
+                new_heartbeat=self._heartbeats.new,
+                start_thread=self._threads.start,
+                on_ready=self._engine_ready,
+                on_room=self._intake.wake,
+            )
+        )
+
+    def _open_announcer(self, publisher: Publisher, stack: ExitStack) -> Announcer:
+        """What takes the place of a pipeline. Raises ConfigError."""
+        from rmbgd.fleet.worker import open_announcer  # its libraries are an extra, and nobody else needs them
+
+        self._device = "none"
+        announcer = open_announcer(
+            self._config,
+            publisher.quarantine,
+            ledger=self._ledger,
+            source=self._intake,
+            storage_retry=self._storage_retry,
+            engine=self._engine,
+            clock=self._clock,
+            emit=self._emit,
+            new_heartbeat=self._heartbeats.new,
+            start_thread=self._threads.start,
+            on_ready=lambda: self.messages.put(Milestone.ENGINE),
+            on_room=self._intake.wake,
+        )
+        stack.callback(announcer.close)
+        return announcer
 
     @property
     def begins_anew(self) -> bool:
@@ -384,7 +448,8 @@ class Service:
     def _describe(self) -> dict[str, object]:
         """What the health event and the status file say. Called by the health thread."""
         intake = self._intake.statistics()
-        statistics, engine = self._pipeline.statistics(), self._engine.describe()
+        statistics = self._pipeline.statistics()
+        engine = {"state": "none"} if self._announces else self._engine.describe()
         self._arena.trim(self._clock.monotonic())
         arena = self._arena.statistics()
         self._watch_the_pipeline(statistics, is_excused(paused=intake.paused, engine=engine))
@@ -409,6 +474,10 @@ class Service:
             "safe_mode": self._life.describe(),
             "config": str(self._config_path),
         }
+
+    def _of_a_worker(self) -> dict[str, object]:
+        """For the status of a fleet. Called by the broker's thread."""
+        return {"device": self._engine.device or self._device, "engine": self._engine.describe()["state"]}
 
     def _pass_on(self, health: Mapping[str, Any]) -> None:
         """Called by the health thread, with each status file."""

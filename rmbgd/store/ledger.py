@@ -212,6 +212,13 @@ class Ledger:
             if outcome is not None:
                 self.outbox.put(db, outcome)
 
+    def announced(self, job_ids: Iterable[int]) -> None:
+        """Their names are on the queue of a fleet: these versions are not looked at again here."""
+        with self.database.transaction() as db:
+            wall = self.database.wall()
+            rows = [(wall, wall, job_id) for job_id in job_ids]
+            db.executemany("UPDATE job SET state='done', ended_at=?, retired_at=? WHERE id=?", rows)
+
     def failed(self, outcome: JobOutcome) -> None:
         """Refused; the original is still to be moved."""
         reason, detail = str(outcome.keys["reason"]), storable(str(outcome.keys["detail"]))

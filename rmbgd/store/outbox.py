@@ -42,8 +42,15 @@ class JobOutcome:
 
 def job_keys(job: Job) -> dict[str, object]:
     """What every event of a job begins with."""
-    keys = {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
-    return keys if job.leased is None else keys | {"lease": job.leased.lease, "fingerprint": job.leased.fingerprint}
+    keys: dict[str, object] = {
+        "job": job.job_id,
+        "folder": job.folder,
+        "path": job.relative_path,
+        "attempt": job.attempt,
+    }
+    if job.leased is not None:
+        keys |= {"fingerprint": job.leased.fingerprint} | ({"lease": job.leased.lease} if job.leased.lease else {})
+    return keys
 
 
 def refused(

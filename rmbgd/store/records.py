@@ -14,7 +14,7 @@ from rmbgd.fs import FileVersion
 class Leased:
     """What makes a job one of a queue that many machines share: events carry it, and outputs the fingerprint.
 
-    lease        which delivery of which message: stream:sequence/delivery
+    lease        which delivery of which message: stream:sequence/delivery; "" of one that is only announced
     fingerprint  which version of the input was announced
     """
 

@@ -56,6 +56,14 @@ SENTENCES = {
         "looked for what the last run left[: {jobs:images} to do again][, {published} found complete]"
         "[, {set_aside} set aside that crashed the service]"
     ),
+    "source.connected": "connected to the broker {servers}[ after {seconds:time}]",
+    "source.lost": "the broker is not there: {detail}",
+    "source.unusable": "[folder {folder}: ]{detail}",
+    "source.drained": "an administrator drains this host; nothing more is leased",
+    "source.undrained": "this host leases images again",
+    "image.announced": "announced {path} after {seconds:time}",
+    "lease.dropped": "[{path}: ]nothing to do: {why} ({detail})",
+    "lease.lost": "{path} does not move in stage {stage}; its lease is left to expire",
     "image.done": "{path} -> {output} ({width}x{height}, {model} on {device}[, {total:time}])[: {odd}]",
     "image.failed": "rejected {path}: {reason}[ ({detail})]",
     "image.postponed": "put back {path}: {why}[ ({detail})]",

@@ -1,0 +1,187 @@
+"""Announces complete images on the queue: stands where the pipeline stands in a service that computes.
+
+The intake, with all its checks, hands over what is complete; its name is published, and the ledger remembers that. A
+queue that is full, or a broker that is away, makes the intake wait; the files wait in their folders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+from rmbgd.clock import Clock, backoff
+from rmbgd.config.load import Config
+from rmbgd.engine.devices import EngineContext
+from rmbgd.engine.supervisor import StartThread
+from rmbgd.events import Emit
+from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.message import HOT, Announcement
+from rmbgd.fleet.publisher import RootPublisher
+from rmbgd.fleet.share import fingerprint_of
+from rmbgd.heartbeat import Heartbeat
+from rmbgd.pipeline.items import Arrival, JobSource, Postponed, Rejection
+from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
+from rmbgd.pipeline.storage_retry import StorageRetry
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.outbox import job_keys, refused
+from rmbgd.store.records import Job, Leased
+
+BATCH = 64  # names that are published before their answers are waited for
+RETRY_FIRST = 0.25  # s
+
+
+class Announcer:
+    """Ends and threads as a Pipeline has them; its owner closes the last sender of jobs, and both threads end."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        broker: Broker,
+        publisher: RootPublisher,
+        ledger: Ledger,
+        source: JobSource,
+        storage_retry: StorageRetry,
+        engine: EngineContext,
+        clock: Clock,
+        emit: Emit,
+        new_heartbeat: Callable[[str], Heartbeat],
+        start_thread: StartThread,
+        on_ready: Callable[[], None],
+        on_room: Callable[[], None],
+    ) -> None:
+        self._broker, self._publisher, self._ledger, self._source = broker, publisher, ledger, source
+        self._recipes: Mapping[str, str] = {folder.name: folder.recipe for folder in config.folder}
+        self._retry_wait, self._stopping = config.source.retry_wait, engine.stopping
+        self._storage_retry, self._clock, self._emit = storage_retry, clock, emit
+        self._new_heartbeat, self._start_thread, self._on_ready = new_heartbeat, start_thread, on_ready
+        self.jobs: Sender[Job]
+        self._waiting: Receiver[Job]
+        self.jobs, self._waiting = queue(config.pipeline.queue, "jobs", clock, on_room)
+        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(config.pipeline.queue, "arrivals", clock)
+        self._paused: set[str] = set()  # folders of which nothing is taken; the thread "announce" has it
+
+    def start(self) -> None:
+        heartbeat = self._new_heartbeat("announce")
+        jobs, back = self._waiting.clone(heartbeat), self._arrivals[0].clone(heartbeat)
+        self._start_thread("announce", partial(self._announce, jobs, back, heartbeat))
+        heartbeat = self._new_heartbeat("finish-0")
+        self._start_thread("finish-0", partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat))
+        self._arrivals[1].close()
+        self._broker.start()
+        self._on_ready()
+
+    def exit_stage(self) -> Sender[Arrival]:
+        return self._arrivals[0].clone()
+
+    def take_back(self) -> None:
+        """Put back what was not announced. Returns when the last producer of jobs has gone."""
+        with self._waiting, self._arrivals[0]:
+            for job in self._waiting:
+                self._source.give_back(job, "stopping", "not announced when the service stopped")
+
+    def statistics(self) -> list[QueueStatistics]:
+        return [self._waiting.statistics(), self._arrivals[0].statistics()]
+
+    # ------------------------------------------------------------------------------------------------ thread bodies
+
+    def _announce(self, jobs: Receiver[Job], back: Sender[Arrival], heartbeat: Heartbeat) -> None:
+        with jobs, back:
+            try:
+                while True:
+                    taken = jobs.receive_chosen(lambda waiting, _now: tuple(range(min(len(waiting), BATCH))))
+                    self._publish(taken, heartbeat)
+            except NoSenders:
+                return
+
+    def _publish(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
+        """Until each is stored; given back when the service stops before that."""
+        failures, said = 0, ""
+        while jobs and not self._stopping.is_set():
+            heartbeat.waiting()
+            fault = None
+            try:
+                answers = self._broker.publish([self._message(job) for job in jobs])
+            except BrokerFault as error:
+                fault, answers = error, [error] * len(jobs)
+            heartbeat.working()
+            self._announced([job for job, answer in zip(jobs, answers, strict=True) if answer is None], heartbeat)
+            left = [(job, answer) for job, answer in zip(jobs, answers, strict=True) if answer is not None]
+            jobs = [job for job, _ in left]
+            if not left:
+                break
+            fault = left[0][1]
+            failures += 1
+            self._hold(jobs)
+            if fault.kind != "unreachable" and fault.detail != said:  # the connection tells of itself
+                said = fault.detail
+                self._emit("source.unusable", detail=f"images cannot be announced: {said}")
+            heartbeat.waiting()
+            self._stopping.wait(backoff(failures, RETRY_FIRST, self._retry_wait))
+        self._let_go()
+        for job in jobs:
+            self._source.give_back(job, "stopping", "not announced when the service stopped")
+
+    def _message(self, job: Job) -> tuple[str, bytes, str]:
+        announced = self._announcement(job)
+        return announced.subject(HOT), announced.encode(), announced.identity
+
+    def _announcement(self, job: Job) -> Announcement:
+        return Announcement(job.folder, job.relative_path, fingerprint_of(job.version), self._recipes[job.folder])
+
+    def _announced(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
+        if not jobs:
+            return
+        self._storage_retry.retry_until_writable(
+            lambda: self._ledger.announced([job.job_id for job in jobs]), jobs[0].folder, heartbeat
+        )
+        now = self._clock.monotonic()
+        for job in jobs:
+            keys = {key: value for key, value in job_keys(job).items() if key != "attempt"}
+            seconds, announced = round(now - job.first_seen, 3), self._announcement(job)
+            told = {"fingerprint": announced.fingerprint, "recipe": announced.recipe, "seconds": seconds}
+            self._emit("image.announced", **keys, **told)
+            self._source.ended(job)
+
+    def _hold(self, jobs: Sequence[Job]) -> None:
+        for folder in {job.folder for job in jobs} - self._paused:
+            self._paused.add(folder)
+            self._source.pause(f"broker:{folder}")
+
+    def _let_go(self) -> None:
+        for folder in self._paused:
+            self._source.resume(f"broker:{folder}")
+        self._paused.clear()
+
+    def _finish(self, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
+        """What the intake rejects itself: a file whose end never came."""
+        with arrivals:
+            for arrival in arrivals:
+                if isinstance(arrival, Rejection):
+                    self._refuse(arrival, heartbeat)
+                elif isinstance(arrival, Postponed):
+                    self._source.give_back(arrival.job, arrival.why, arrival.detail)
+
+    def _refuse(self, rejection: Rejection, heartbeat: Heartbeat) -> None:
+        job = replace(rejection.job, leased=Leased("", fingerprint_of(rejection.job.version)))
+        outcome = refused(job_keys(job), rejection.reason, rejection.detail, stage=rejection.stage)
+
+        def record() -> None:
+            self._ledger.failed(outcome)
+            self._publisher.refuse(job, outcome)
+            self._ledger.original_moved(job.job_id)
+
+        self._storage_retry.retry_until_writable(record, job.folder, heartbeat)
+        self._ledger.outbox.deliver(outcome, self._emit)
+        self._source.ended(job)
+
+    def let_run(self) -> None:
+        """The owner's own ends are closed: both threads end when the last job is through."""
+        with suppress(ValueError):
+            self._waiting.close()
+            self._arrivals[0].close()
+
+    def close(self) -> None:
+        self._broker.close()

@@ -1,0 +1,55 @@
+"""The ledger of attempts, in a key-value bucket: how often an image ran alone, and whether it was given back.
+
+Delivery counts are no attempts: a process that dies takes all images with it that it had leased, and one of them may be
+to blame. So what comes back from a worker that died runs alone, and only that is counted, before it begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rmbgd.fleet.broker import Broker
+from rmbgd.fleet.streams import ATTEMPTS, Bucket
+
+
+@dataclass(frozen=True, slots=True)
+class Attempts:
+    """alone: runs by itself that began; given_back_at: the delivery after which a worker gave it back in good order."""
+
+    alone: int = 0
+    given_back_at: int | None = None
+
+
+class AttemptLedger:
+    """Written by whoever has the lease of an image. Raises BrokerFault."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._bucket = Bucket(broker, ATTEMPTS)
+
+    def read(self, identity: str) -> Attempts:
+        found = self._bucket.get(identity)
+        try:
+            story: Mapping[str, Any] = json.loads(found) if found else {}
+            return Attempts(int(story.get("alone", 0)), story.get("given_back_at"))
+        except (ValueError, AttributeError, TypeError):  # written by something else: it counts for nothing
+            return Attempts()
+
+    def begins_alone(self, identity: str, before: Attempts, worker: str) -> Attempts:
+        """Counted before it begins, so that the count survives whatever happens then."""
+        after = Attempts(before.alone + 1, before.given_back_at)
+        self._write(identity, after, worker)
+        return after
+
+    def given_back(self, identity: str, before: Attempts, deliveries: int, worker: str) -> None:
+        """It is no suspect when it is delivered the next time."""
+        self._write(identity, Attempts(before.alone, deliveries), worker)
+
+    def forget(self, identity: str) -> None:
+        self._bucket.delete(identity)
+
+    def _write(self, identity: str, attempts: Attempts, worker: str) -> None:
+        story = {"alone": attempts.alone, "given_back_at": attempts.given_back_at, "worker": worker}
+        self._bucket.put(identity, json.dumps(story).encode())

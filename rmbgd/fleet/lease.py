@@ -1,0 +1,82 @@
+"""POLICY: how many leases a worker holds, which of them it extends, and when an image is run alone.
+
+A lease is extended only while its image moves: a device that hangs loses its leases, and another worker gets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rmbgd.pipeline.items import STAGES
+
+LEASED = "leased"
+ORDER = (LEASED, *STAGES, "ended")
+ATTEMPTS_ALONE = 2
+"""Times that an image may end its process while it runs alone, before it is a dead letter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Of one lease, in seconds of a monotonic clock. `stage`: the last that its image went on to, at `moved_at`."""
+
+    leased_at: float
+    stage: str
+    moved_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseTimes:
+    """lease: until it expires unless it is extended; maximum: however often it is. Seconds."""
+
+    lease: float
+    maximum: float
+
+    @property
+    def interval(self) -> float:
+        """Between two looks at leases: one may be late, or lost, and the next still comes in time."""
+        return self.lease / 3
+
+
+def may_extend(lease: Progress, entered: Mapping[str, float], now: float, times: LeaseTimes) -> bool:
+    """Does its image move, or the line in which it waits?
+
+    entered  when an image last went on to each stage. What enters a later stage leaves room behind it.
+    """
+    if now - lease.leased_at > times.maximum:
+        return False
+    later = ORDER[ORDER.index(lease.stage) + 1 :]
+    last = max(lease.moved_at, *(entered.get(stage, lease.moved_at) for stage in later))
+    return now - last <= times.lease
+
+
+class Window:
+    """How many leases a worker holds at once: additive increase, multiplicative decrease (Chiu and Jain, 1989).
+
+    It grows while images end soon after they were leased, and shrinks when they do not: where the GPU is away, images
+    stay longer, so that other workers get them. Belongs to one thread.
+    """
+
+    def __init__(self, capacity: int, times: LeaseTimes) -> None:
+        self._capacity, self._soon = capacity, times.lease / 10
+        self.size = float(min(START, capacity))
+
+    def ended(self, seconds: float) -> None:
+        """An image ended so long after it was leased."""
+        if seconds <= self._soon:
+            self.size = min(self.size + 1, float(self._capacity))
+        elif seconds > 2 * self._soon:
+            self.size = max(1.0, self.size * SHRINKS)
+
+
+START = 4  # leases of a worker that has not ended any image yet
+SHRINKS = 0.9  # a factor for each image that stayed too long; a whole batch of them comes at once
+
+
+def runs_alone(deliveries: int, given_back_at: int | None) -> bool:
+    """Is it a suspect: did the last worker that had it neither end it nor give it back?
+
+    deliveries     how often it was delivered, this time included
+    given_back_at  the delivery after which a worker gave it back in good order, if one did
+    """
+    return deliveries > 1 and given_back_at != deliveries - 1

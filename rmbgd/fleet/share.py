@@ -1,0 +1,385 @@
+"""A root on a file system that several machines share: what stands there of an image, and publishing a set into it.
+
+The sidecar beside the first file of a set says which version of which input it was made from. That record, and the
+files that it lists, are the truth: nothing of it is remembered elsewhere. It names its owner, too: where two inputs
+would have the same output, the first to create the record has it, and the other takes its second name.
+
+A name that was never taken: the record first, by a rename that replaces nothing, then the files, the first file last.
+An older version: the files first, then the record. Whatever step a crash comes after, the record either fits the files,
+or the set counts as absent and is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Literal
+
+import rmbgd
+from rmbgd import naming as names
+from rmbgd.config.load import Folder, Recipe
+from rmbgd.errors import ImageError, Reason
+from rmbgd.fleet.message import unusable
+from rmbgd.fs import FileSystem, FileVersion, SystemFileSystem, storage_faults, version_of
+from rmbgd.pipeline.produce import planned
+from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
+from rmbgd.publish.publisher import SourceChanged
+from rmbgd.publish.sidecar import read_json
+from rmbgd.publish.temporary import Temporary, is_beneath, make_folders
+from rmbgd.store.records import FileName, Job, Published, PublishedFile, Target
+
+TRIES = 8  # when other machines publish the same image at the same time
+
+
+class ShareFileSystem(SystemFileSystem):
+    """NFS may do what it was asked to, lose its answer, do it again and then report that it failed (RFC 1813, 4.6)."""
+
+    def rename(self, source: str, target: str) -> None:
+        before = os.lstat(source)
+        try:
+            super().rename(source, target)
+        except FileNotFoundError:
+            if not _is_at(target, before):
+                raise
+
+    def rename_noreplace(
+        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
+    ) -> None:
+        before = os.stat(source, dir_fd=source_folder, follow_symlinks=False)
+        try:
+            super().rename_noreplace(source, target, source_folder=source_folder, target_folder=target_folder)
+        except (FileExistsError, FileNotFoundError):
+            if not _is_at(target, before, target_folder):
+                raise
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(source, dir_fd=source_folder)
+
+
+def _is_at(target: str, before: os.stat_result, folder: int | None = None) -> bool:
+    try:
+        found = os.stat(target, dir_fd=folder, follow_symlinks=False)
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (before.st_dev, before.st_ino)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What stands where an announced image should be.
+
+    state   ready; gone; superseded by another version; refused, as no service reads it: `detail` says why
+    path    that the decoder reads
+    """
+
+    state: Literal["ready", "gone", "superseded", "refused"]
+    path: str = ""
+    version: FileVersion | None = None
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a version of an image got. `story` is the record: of a set, the sidecar; of a refusal, the reason file."""
+
+    kind: Literal["done", "failed"]
+    story: Mapping[str, object] = field(default_factory=dict)
+
+
+def fingerprint_of(status: os.stat_result | FileVersion) -> str:
+    """Of a version of a file, the same on every machine that sees it."""
+    if isinstance(status, FileVersion):
+        return f"{status.size}-{status.mtime_ns}"
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+class Share:
+    """One root of a worker. Usable from every thread; keeps no state of an image. Raises OSError where the share fails.
+
+    `recipe` with the settings of its presets.
+    """
+
+    def __init__(self, folder: Folder, recipe: Recipe, fs: FileSystem | None = None) -> None:
+        self.folder, self.recipe, self._fs = folder, recipe, fs or ShareFileSystem()
+        self._mode = int(recipe.file_mode, 8)
+
+    # ------------------------------------------------------------------------------------------------ what stands
+
+    def source(self, key: str, fingerprint: str) -> Source:
+        """The input as it is now."""
+        root = str(self.folder.input)
+        path = os.path.join(root, key)
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return Source("gone")
+        if not is_beneath(root, os.path.dirname(key)):
+            return Source("refused", detail="a folder on its way is a symbolic link, which may lead out of the root")
+        if not stat.S_ISREG(status.st_mode):
+            return Source("refused", path, version_of(status), "no regular file")
+        state: Literal["ready", "superseded"]
+        state = "ready" if fingerprint_of(status) == fingerprint else "superseded"
+        return Source(state, path, version_of(status))
+
+    def answer(self, key: str, fingerprint: str) -> Answer | None:
+        """What this version got before, with this recipe; None: nothing, or not all of it stands."""
+        for root in roots_of_sets(self.folder):
+            for path in self._record_names(key):
+                story = self._story(os.path.join(root, path), key)
+                if story is not None and self._is_whole(root, story, fingerprint):
+                    return Answer("done", story)
+        story = read_json(self._reason_path(key))
+        if (story.get("folder"), story.get("path"), story.get("fingerprint")) == (self.folder.name, key, fingerprint):
+            return Answer("failed", story)
+        return None
+
+    def unchanged(self, job: Job) -> None:
+        """Raises SourceChanged: the input is another by now, or is gone."""
+        assert job.leased is not None
+        found = self.source(job.relative_path, job.leased.fingerprint)
+        if found.state != "ready":
+            why = "vanished" if found.state == "gone" else "changed"
+            raise SourceChanged(why, f"{found.state} while it was worked on {found.detail}".rstrip())
+
+    # ------------------------------------------------------------------------------------------------ publishing
+
+    def open_set(self, job: Job) -> FileSet:
+        return FileSet(job, str(self.folder.output), self._mode, self._fs)
+
+    def publish(self, job: Job, files: FileSet, told: Mapping[str, object]) -> tuple[Published, bool]:
+        """Give the files of a set their names, or none; `told` is remembered with it, for events that were lost.
+
+        Also answers whether another worker has made it from the same version, before or at the same time. Raises
+        StorageFault, ImageError where both of its names are another's, SourceChanged.
+        """
+        output, *review = roots_of_sets(self.folder)
+        root, elsewhere = (review[0], [output]) if files.review else (output, review)
+        with storage_faults(root):
+            files.seal()
+            self.unchanged(job)
+            published, standing = self._place(job, files, root, told)
+            for other in elsewhere:
+                self._remove_older(other, job)
+            self._withdraw_refusal(job)
+        return published, standing
+
+    def _place(self, job: Job, files: FileSet, root: str, told: Mapping[str, object]) -> tuple[Published, bool]:
+        key = job.relative_path
+        described = files.described
+        for variant in ("plain", "later"):
+            targets = [
+                Target(root, path := getattr(each.name, variant), each.name.slot, path, 1, sha256=each.sha256)
+                for each in described
+            ]
+            for _ in range(TRIES):
+                before = self._read(os.path.join(root, names.sidecar_name(targets[0].path)))
+                if before and not self._is_mine(before, key):
+                    break  # another input has this name
+                if before and self._is_whole(root, before, _fingerprint(job)):
+                    return _published(root, before), True
+                if not self._have_folders(root, targets):
+                    break
+                record = self._record(job, files, targets, told)
+                if before:
+                    self._replace(job, files, targets, record, before, root)
+                elif not self._create(job, files, targets, record):
+                    if not os.path.lexists(os.path.join(root, names.sidecar_name(targets[0].path))):
+                        break  # a file of somebody else has this name
+                    continue  # another worker was quicker
+                again = before.get("job") != job.job_id and self._is_of(before, _fingerprint(job))
+                return files.published(targets, sidecar=True), again
+        raise ImageError(Reason.OUTPUT_TAKEN, f"files of others stand at {targets[0].path} and at its plain name")
+
+    def _create(self, job: Job, files: FileSet, targets: Sequence[Target], record: bytes) -> bool:
+        """For names that nobody has; False where somebody does."""
+        for target in targets:
+            if os.path.lexists(target.full) and not holds(target.full, target.sha256):
+                return False
+        if not self._write_record(job, targets[0], record, replace_it=False):
+            return False
+        self._rename(files, targets)
+        return True
+
+    def _replace(
+        self,
+        job: Job,
+        files: FileSet,
+        targets: Sequence[Target],
+        record: bytes,
+        before: Mapping[str, object],
+        root: str,
+    ) -> None:
+        """For names that an older version of the same input has, or this one in part."""
+        self._rename(files, targets)
+        self._write_record(job, targets[0], record, replace_it=True)
+        kept = {target.path for target in targets}
+        self._remove(root, [path for path, _ in _files_of(before) if path not in kept])
+
+    def _rename(self, files: FileSet, targets: Sequence[Target]) -> None:
+        files.bring_beside(targets)
+        if not files.rename(targets, [True] * len(targets)):
+            raise ImageError(Reason.OUTPUT_TAKEN, f"a folder stands at one of {[each.path for each in targets]}")
+        for folder in sorted({os.path.dirname(target.full) for target in targets}):
+            self._fs.sync_folder(folder)
+
+    def _write_record(self, job: Job, first: Target, record: bytes, *, replace_it: bool) -> bool:
+        path = os.path.join(first.output, names.sidecar_name(first.path))
+        name = names.temporary_name(job.job_id, ".json")
+        with Temporary(first.output, os.path.dirname(first.path), name, self._mode, self._fs) as temporary:
+            temporary.write(record)
+            if not temporary.publish(path, replace=replace_it):
+                return False
+        self._fs.sync_folder(os.path.dirname(path))
+        return True
+
+    def _record(self, job: Job, files: FileSet, targets: Sequence[Target], told: Mapping[str, object]) -> bytes:
+        announced = files.announced(targets)
+        story = {
+            **(files.sidecar_facts or {}),
+            "folder": self.folder.name,
+            "path": job.relative_path,
+            "job": job.job_id,
+            "fingerprint": _fingerprint(job),
+            "recipe": self.folder.recipe,
+            "source": {"bytes": job.version.size, "mtime_ns": job.version.mtime_ns},
+            "output": announced.path,
+            "sha256": announced.sha256,
+            "bytes": announced.size,
+            "outputs": announced.outputs,
+            "done": {key: value for key, value in told.items() if key not in _OF_ONE_RUN},
+            "rmbgd": rmbgd.__version__,
+        }
+        return json.dumps(story, indent=1).encode() + b"\n"
+
+    def _have_folders(self, root: str, targets: Iterable[Target]) -> bool:
+        """Make the folders of the targets; False where a file has the name of one."""
+        folders = {os.path.dirname(target.path) for target in targets}
+        return all(is_beneath(root, below) or make_folders(root, below, self._fs) == below for below in folders)
+
+    # ------------------------------------------------------------------------------------------------ refusals
+
+    def refuse(self, job: Job, story: Mapping[str, object]) -> None:
+        """Record beside the outputs that it is refused; the original stays. Raises StorageFault, ImageError."""
+        path = self._reason_path(job.relative_path)
+        root = str(self.folder.failed)
+        with storage_faults(root):
+            below = make_folders(root, os.path.dirname(job.relative_path), self._fs)
+            path = os.path.join(root, below, os.path.basename(path))
+            record = dict(story) | {"fingerprint": _fingerprint(job), "recipe": self.folder.recipe}
+            name = names.temporary_name(job.job_id, ".error")
+            with Temporary(root, below, name, self._mode, self._fs) as temporary:
+                temporary.write(json.dumps(record, indent=1).encode() + b"\n")
+                temporary.publish(path, replace=True)
+            self._fs.sync_folder(os.path.dirname(path))
+
+    def forget_refusal(self, key: str) -> bool:
+        """So that it is tried again; False when there was none."""
+        if self._story(path := self._reason_path(key), key) is None:
+            return False
+        self._fs.unlink(path)
+        return True
+
+    def _withdraw_refusal(self, job: Job) -> None:
+        """An older version was refused, or this one was before it was tried again."""
+        self.forget_refusal(job.relative_path)
+
+    def _reason_path(self, key: str) -> str:
+        return os.path.join(str(self.folder.failed), names.reason_name(key))
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    def _record_names(self, key: str) -> tuple[str, str]:
+        """Where the record of an input may be, below a root."""
+        first = next(planned(self.recipe, 1))
+        extension = names.EXTENSIONS[first.look.format]
+        if first.template is None:
+            name = FileName.of_output(key, extension)
+        else:
+            both = names.expand(first.template, key, extension, when=date.min, subject=first.subject)
+            name = FileName(first.template, *both)
+        return names.sidecar_name(name.plain), names.sidecar_name(name.later)
+
+    def _is_mine(self, story: Mapping[str, object], key: str) -> bool:
+        return (story.get("folder"), story.get("path")) == (self.folder.name, key)
+
+    @staticmethod
+    def _read(path: str) -> dict[str, object]:
+        """A record, empty where none stands; a file of somebody else is nobody's record, and is not replaced."""
+        return read_json(path) or ({"folder": None} if os.path.lexists(path) else {})
+
+    def _story(self, path: str, key: str) -> dict[str, object] | None:
+        story = read_json(path)
+        return story if self._is_mine(story, key) else None
+
+    def _is_of(self, story: Mapping[str, object], fingerprint: str) -> bool:
+        """Is it the record of a set of this version and recipe?"""
+        return (story.get("fingerprint"), story.get("recipe")) == (fingerprint, self.folder.recipe)
+
+    def _is_whole(self, root: str, story: Mapping[str, object], fingerprint: str) -> bool:
+        """And does all of it stand?"""
+        files = _files_of(story)
+        if not self._is_of(story, fingerprint) or not files:
+            return False
+        return all(_has_size(os.path.join(root, path), size) for path, size in files)
+
+    def _remove_older(self, root: str, job: Job) -> None:
+        """What an older version of the input has in the other root."""
+        for path in self._record_names(job.relative_path):
+            if (story := self._story(os.path.join(root, path), job.relative_path)) is not None:
+                self._remove(root, [path, *(each for each, _ in _files_of(story))])
+
+    def _remove(self, root: str, paths: Iterable[str]) -> None:
+        for path in paths:
+            if is_beneath(root, os.path.dirname(path)):
+                with contextlib.suppress(FileNotFoundError):
+                    self._fs.unlink(os.path.join(root, path))
+
+
+_OF_ONE_RUN = {"job", "attempt", "lease", "milliseconds", "recovered", "duplicate"}
+"""Keys of image.done that say nothing of the image."""
+
+
+def done_again(story: Mapping[str, object]) -> dict[str, object]:
+    """What image.done says of a set that stands, from its record."""
+    done = story.get("done")
+    told = dict(done) if isinstance(done, dict) else {}
+    told |= {"output": story.get("output"), "bytes_out": story.get("bytes"), "sha256_out": story.get("sha256")}
+    outputs = story.get("outputs")
+    return told | ({"outputs": outputs} if isinstance(outputs, list) and len(outputs) > 1 else {})
+
+
+def _fingerprint(job: Job) -> str:
+    assert job.leased is not None
+    return job.leased.fingerprint
+
+
+def _files_of(story: Mapping[str, object]) -> list[tuple[str, int]]:
+    """Path below the root and size of each file that a record lists; none of what is no record of ours."""
+    outputs = story.get("outputs")
+    files = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
+    found = [(str(each.get("path")), each.get("size")) for each in files]
+    usable = all(type(size) is int and not unusable(path) for path, size in found)
+    return [(path, int(str(size))) for path, size in found] if usable else []
+
+
+def _has_size(path: str, size: int) -> bool:
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def _published(root: str, story: Mapping[str, object]) -> Published:
+    """As a record lists it, in its order."""
+    files = _files_of(story)
+    outputs = story["outputs"] if isinstance(story["outputs"], list) else []
+    made = []
+    for (path, size), each in zip(files, outputs, strict=True):
+        facts = {key: value for key, value in each.items() if key not in ("path", "sha256", "size")}
+        made.append(PublishedFile("", path, str(each.get("sha256")), size, facts))
+    return Published(root, tuple(made), sidecar=True)

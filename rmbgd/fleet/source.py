@@ -1,0 +1,502 @@
+"""Leases images from the queue: a Source whose claims are leases on NATS JetStream instead of renames in a folder.
+
+Takes as many names as the pipeline has room for, extends a lease while its image moves, acknowledges it once the result
+stands in its root and the event is written, and gives back what it cannot do now. What a worker left that died runs
+alone. The queue is only told what the roots say: an image that has its answer there is not computed again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from rmbgd.clock import Clock, backoff
+from rmbgd.config.load import Config
+from rmbgd.errors import Reason, StorageFault
+from rmbgd.events import Emit
+from rmbgd.fleet import message
+from rmbgd.fleet.attempts import AttemptLedger, Attempts
+from rmbgd.fleet.broker import ACK, TERMINATE, Broker, BrokerFault, Delivery, put_back
+from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseTimes, Progress, Window, may_extend, runs_alone
+from rmbgd.fleet.message import Announcement, BadMessage
+from rmbgd.fleet.share import Answer, Share, Source, done_again
+from rmbgd.fleet.workers import WorkerReports, worker_name
+from rmbgd.heartbeat import Heartbeat
+from rmbgd.intake.disk_space import DiskSpaceGuard
+from rmbgd.intake.inbox import Inbox
+from rmbgd.intake.source import IntakeQuestion, IntakeStatistics
+from rmbgd.intake.startup_recovery import Recovered
+from rmbgd.intake.watcher import FolderWatch
+from rmbgd.mounts import free_bytes, is_there
+from rmbgd.pipeline.items import Arrival, Rejection, Timing
+from rmbgd.pipeline.queue import Sender
+from rmbgd.store.outbox import job_keys
+from rmbgd.store.records import Job, Leased
+
+LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answers in milliseconds, but each waits
+WAIT = 1.0  # s that one question for messages waits for the first
+ROOT_CHECK = 5.0  # s between two looks whether the roots are there
+SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
+UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
+STOP_PATIENCE = 5.0  # s for what is still owed to the broker
+
+
+@dataclass(slots=True)
+class Held:
+    """A lease. `progress` is replaced by whichever thread moves it; the rest is the reconcile thread's."""
+
+    delivery: Delivery
+    announced: Announcement
+    attempts: Attempts
+    progress: Progress
+    job: Job | None = None
+    alone: bool = False
+    is_dead: bool = False  # it is to be a dead letter
+
+
+class LeaseSource(Inbox):
+    """`run` and every method with a leading underscore are the reconcile thread's, but `_extend`, which is the loop's.
+
+    describe     what the service says of itself for the fleet's status; called on the loop
+    on_compared  called once the broker has been asked for the first time, whether it answered or not
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        broker: Broker,
+        roots: Mapping[str, Share],
+        clock: Clock,
+        emit: Emit,
+        heartbeat: Heartbeat,
+        describe: Callable[[], Mapping[str, object]],
+        on_compared: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._config, self._broker, self._roots, self._worker = config, broker, roots, worker_name()
+        self._clock, self._emit, self._heartbeat, self._on_compared = clock, emit, heartbeat, on_compared
+        source = config.source
+        self._times, self._retry_wait = LeaseTimes(source.lease, source.lease_maximum), source.retry_wait
+        self._ledger = AttemptLedger(broker)
+        self._reports = WorkerReports(broker, self._worker, self._report, self.drain)
+        self._describe_service = describe
+        self._reported = (clock.monotonic(), 0)  # when, and how many had ended; the loop's
+        self._window = Window(config.pipeline.queue, self._times)
+        self._space = DiskSpaceGuard(config, emit)
+        self._lock = threading.Lock()
+        self._held: dict[int, Held] = {}  # by job; guarded by _lock
+        self._entered: dict[str, float] = {}  # stage -> when an image last went on to it; single writes
+        self._suspects: list[Held] = []
+        self._owed: list[tuple[str, bytes]] = []  # answers that the broker has not taken yet
+        self._away: dict[str, str] = {}  # roots that are not there -> why
+        self._unusable: dict[str, str] = {}  # roots whose messages cannot be served here -> why
+        self._next_root_check = self._failures = 0.0
+        self._asked = False
+        self._drained = False
+        self._waiting_there: dict[tuple[str, str], int] = {}  # (stream, consumer) -> messages, as last told
+        self._statistics = IntakeStatistics()
+        self._looks = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
+
+    # ------------------------------------------------------------------------------------------------ as a Source
+
+    @property
+    def watches(self) -> Sequence[FolderWatch]:
+        return ()
+
+    def recover(self, alive: Callable[[], None] = lambda: None) -> Recovered:
+        """Nothing: leases of the last run expire, or were given back. The connection is begun."""
+        alive()
+        self._broker.start()
+        self._broker.every(self._reports.run)
+        return Recovered()
+
+    def hold_suspects(self) -> None:
+        """Nothing either: what a worker died with is a suspect for all of them, and runs alone."""
+
+    def statistics(self) -> IntakeStatistics:
+        return self._statistics
+
+    def moved(self, job: Job, stage: str) -> None:
+        now = self._clock.monotonic()
+        with self._lock:
+            if (held := self._held.get(job.job_id)) is not None:
+                held.progress = replace(held.progress, stage=stage, moved_at=now)
+        self._entered[stage] = now
+
+    def drain(self, drained: bool) -> None:
+        """An administrator wants this worker to lease nothing more, or to go on."""
+        if drained != self._drained:
+            self._drained = drained
+            self._emit("source.drained" if drained else "source.undrained", worker=self._worker)
+            self.wake()
+
+    def ask(self, question: IntakeQuestion, timeout: float) -> list[dict[str, object]] | None:  # noqa: ARG002
+        """What waits is in the queue, where nobody can list it."""
+        if not question.in_work:
+            return []
+        now = self._clock.monotonic()
+        with self._lock:
+            jobs = [held.job for held in self._held.values() if held.job is not None]
+        wanted = sorted((job for job in jobs if question.folder in (None, job.folder)), key=lambda job: job.claimed_at)
+        return [
+            {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "attempt": job.attempt}
+            | {"seconds": round(max(0.0, now - job.claimed_at), 3), "bytes": job.version.size}
+            for job in wanted[: question.limit]
+        ]
+
+    def finish_returns(self) -> int:
+        count = self._settle()
+        deadline = self._clock.monotonic() + STOP_PATIENCE
+        while self._owed and self._clock.monotonic() < deadline:
+            self._pay()
+            if self._owed:
+                time.sleep(0.1)
+        return count
+
+    def release(self) -> None:
+        self._looks.shutdown(wait=False, cancel_futures=True)
+        self._broker.close(self._reports.withdraw)
+
+    # ------------------------------------------------------------------------------------------------ the loop
+
+    def run(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
+        """Until closed; leases of images that are in work are extended until the service has ended."""
+        self._broker.every(self._keep_alive)
+        with jobs, refusals:
+            while not self._closing:
+                self._heartbeat.working()
+                self._settle()
+                self._look_after()
+                self._send_suspect(jobs)
+                self._take(jobs, refusals)
+
+    def _look_after(self) -> None:
+        """What is due now and then."""
+        self._broker.check()
+        now = self._clock.monotonic()
+        if now >= self._next_root_check:
+            self._next_root_check = now + ROOT_CHECK
+            self._check_roots()
+        if self._space.due(now):
+            self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
+        with self._lock:
+            held = len(self._held)
+        self._statistics = IntakeStatistics(
+            waiting=sum(self._waiting_there.values()),
+            in_flight=held,
+            paused=self._why_paused(),
+            folders={name: self._describe(name) for name in self._roots},
+        )
+
+    def _describe(self, root: str) -> dict[str, object]:
+        cause = self._away.get(root) or self._unusable.get(root) or self._unusable.get("")
+        state: dict[str, object] = {"state": "waiting" if root in self._away else "leasing"}
+        return state | ({"cause": cause} if cause else {})
+
+    def _why_paused(self) -> str | None:
+        if self._drained:
+            return "drained"
+        if self._by_operator:
+            return ":".join(filter(None, ("operator", ",".join(sorted(self._by_operator - {""})))))
+        if self._space.closed:
+            return "disk_full"
+        return next(iter(self._paused_folders().values()), None) or ("broker" if self._failures else None)
+
+    def _check_roots(self) -> None:
+        for name, root in self._roots.items():
+            folder = root.folder
+            there = is_there(str(folder.input), require_mount=folder.require_mount) and folder.output.is_dir()
+            cause = "" if there else "missing"
+            if cause and name not in self._away:
+                self._away[name] = cause
+                self._emit("folder.waiting", folder=name, cause=cause)
+            elif not cause and self._away.pop(name, None) is not None:
+                self._emit("folder.watching", folder=name, mode="lease", file_system="", watches=0)
+
+    def _take(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
+        """Lease as many as there is room for, and send on what is to be done."""
+        closed = {*self._paused_folders(), *self._space.closed, *self._by_operator, *self._away}
+        names = [] if self._drained or "" in closed else [name for name in self._roots if name not in closed]
+        with self._lock:
+            held = len(self._held)
+        room = min(jobs.free(), int(self._window.size) - held)
+        if not names or room <= 0 or self._suspects:
+            self._compared()
+            self._sleep(WAIT / 4 if self._suspects else WAIT, self._heartbeat)
+            return
+        names.sort(key=lambda name: -self._roots[name].folder.priority)
+        places = [(stream, message.consumer(name)) for stream in message.QUEUES for name in names]
+        self._heartbeat.waiting()
+        try:
+            deliveries = self._broker.lease(places, room, WAIT)
+        except BrokerFault as fault:
+            self._heard_from_broker(fault)
+            return
+        self._heard_from_broker(None)
+        self._heartbeat.working()
+        for delivery in deliveries:
+            self._waiting_there[delivery.stream, delivery.consumer] = delivery.waiting
+        if not deliveries:
+            self._waiting_there.clear()
+        for held_now, found in self._looks.map(self._look, deliveries):
+            if held_now is not None and found is not None:
+                self._begin(held_now, found, jobs, refusals)
+
+    def _compared(self) -> None:
+        if not self._asked:
+            self._asked = True
+            self._on_compared()
+
+    def _heard_from_broker(self, fault: BrokerFault | None) -> None:
+        """The connection tells of itself; what is said here is what a broker that is there lacks."""
+        self._compared()
+        text = "" if fault is None or fault.kind == "unreachable" else fault.detail
+        if fault is None:
+            self._failures = 0
+        else:
+            self._failures += 1
+            if text and self._unusable.get("") != text:
+                self._emit("source.unusable", detail=text)
+            self._sleep(backoff(int(self._failures), 0.25, self._retry_wait), self._heartbeat)
+        if text:
+            self._unusable[""] = text
+        elif fault is None:
+            self._unusable.pop("", None)
+
+    # ------------------------------------------------------------------------------------------------ one lease
+
+    def _look(self, delivery: Delivery) -> tuple[Held | None, Source | Answer | None]:
+        """What there is to do for a delivery; None, and it is answered, where nothing is. Threads of the pool's."""
+        now = self._clock.monotonic()
+        try:
+            announced = message.decode(delivery.data)
+        except BadMessage as error:
+            self._drop(delivery, TERMINATE, why="bad_message", detail=str(error))
+            return None, None
+        held = Held(delivery, announced, Attempts(), Progress(now, LEASED, now))
+        root = self._roots.get(announced.root)
+        if root is None or message.consumer(announced.root) != delivery.consumer:
+            self._drop(
+                delivery, TERMINATE, announced, why="bad_message", detail="it names another root than its subject"
+            )
+            return None, None
+        if announced.recipe != root.folder.recipe:
+            detail = f"root '{announced.root}' is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
+            self._refuse_root(announced.root, f"{detail} here; give all machines the same configuration")
+            self._owe(delivery, put_back(self._retry_wait))
+            return None, None
+        try:
+            if delivery.deliveries > 1:
+                held.attempts = self._ledger.read(announced.identity)
+            if (answer := root.answer(announced.key, announced.fingerprint)) is not None:
+                return self._answered(held, answer)
+            found = root.source(announced.key, announced.fingerprint)
+        except BrokerFault:
+            self._owe(delivery, put_back(UNSEEN_WAIT))
+            return None, None
+        except (OSError, StorageFault):
+            self._owe(delivery, put_back(self._retry_wait))
+            return None, None
+        if found.state in ("gone", "superseded"):
+            if delivery.deliveries == 1:  # perhaps this machine does not see it yet
+                self._give_back_delivery(held, UNSEEN_WAIT)
+            else:
+                self._drop(delivery, ACK, announced, why=found.state, detail="another version has its own announcement")
+            return None, None
+        return held, found
+
+    def _answered(self, held: Held, answer: Answer) -> tuple[None, None]:
+        """The root has its answer. One that was leased before may lack its event: the worker died behind publishing."""
+        delivery, announced = held.delivery, held.announced
+        if delivery.deliveries == 1:
+            self._drop(delivery, ACK, announced, why="answered", detail=answer.kind)
+            return None, None
+        keys: dict[str, Any] = {"job": secrets.randbits(48), "folder": announced.root, "path": announced.key}
+        keys |= {"attempt": 1, "lease": delivery.name, "fingerprint": announced.fingerprint, "milliseconds": {}}
+        if answer.kind == "done":
+            self._emit("image.done", **(done_again(answer.story) | keys), recovered=True)
+        else:
+            told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
+            self._emit("image.failed", **keys, **told, recovered=True)
+        self._forget(held)
+        self._owe(delivery, ACK)
+        return None, None
+
+    def _begin(self, held: Held, found: Source | Answer, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
+        assert isinstance(found, Source)
+        assert found.version is not None
+        announced, now = held.announced, self._clock.monotonic()
+        leased = Leased(held.delivery.name, announced.fingerprint)
+        attempt = held.attempts.alone + 1
+        place = (announced.root, announced.key, found.path, found.version, attempt)
+        held.job = Job(secrets.randbits(48), *place, now, now, claimed_by_rename=False, final=True, leased=leased)
+        with self._lock:
+            self._held[held.job.job_id] = held
+        if found.state == "refused":
+            self._refuse(held, Reason.NOT_REGULAR, found.detail, refusals)
+        elif held.attempts.alone >= ATTEMPTS_ALONE:
+            detail = f"the worker died {held.attempts.alone} times while it ran alone, and once or more beside others"
+            held.is_dead = True
+            self._refuse(held, Reason.CRASH_LOOP, detail, refusals)
+        elif runs_alone(held.delivery.deliveries, held.attempts.given_back_at):
+            if len(self._suspects) < SUSPECTS_HELD:
+                self._suspects.append(held)
+            else:  # still a suspect when it comes back
+                self._end(held, put_back(UNSEEN_WAIT))
+        else:
+            jobs.send(held.job)
+
+    def _refuse(self, held: Held, reason: Reason, detail: str, refusals: Sender[Arrival]) -> None:
+        assert held.job is not None
+        refusals.send(Rejection(held.job, reason, detail, "intake", Timing()))
+
+    def _send_suspect(self, jobs: Sender[Job]) -> None:
+        """One at a time, and nothing beside it."""
+        with self._lock:
+            busy = any(held.alone for held in self._held.values()) or len(self._held) > len(self._suspects)
+        if not self._suspects or busy or not jobs.free():
+            return
+        held = self._suspects[0]
+        assert held.job is not None
+        try:
+            held.attempts = self._ledger.begins_alone(held.announced.identity, held.attempts, self._worker)
+        except BrokerFault:  # it could not be counted, so it does not begin
+            return
+        self._suspects.pop(0)
+        held.alone = True
+        jobs.send(held.job)
+
+    # ------------------------------------------------------------------------------------------------ the end of one
+
+    def _settle(self) -> int:
+        """Answer for what the pipeline has ended or put back; how many were put back."""
+        notes = self._take_notes()
+        for question in notes.questions:
+            question.answer.put([])
+        for job_id in notes.ended:
+            if (held := self._of(job_id)) is not None:
+                self._done(held)
+        for job, why in notes.returns:
+            if (held := self._of(job.job_id)) is not None:
+                self._returned(held, why)
+        if self._closing:  # what was not begun
+            for held in self._suspects:
+                self._end(held, put_back())
+            self._suspects.clear()
+        self._pay()
+        return len(notes.returns)
+
+    def _of(self, job_id: int) -> Held | None:
+        with self._lock:
+            return self._held.get(job_id)
+
+    def _done(self, held: Held) -> None:
+        self._window.ended(self._clock.monotonic() - held.progress.leased_at)
+        if held.is_dead:
+            self._bury(held)
+        self._forget(held)
+        self._end(held, ACK)
+
+    def _bury(self, held: Held) -> None:
+        """A dead letter, for `rmbgd fleet retry-dead`; its refusal stands in the root already."""
+        subject = f"{message.DEAD_SUBJECT}.{message.token(held.announced.root)}"
+        with suppress(BrokerFault):
+            self._broker.publish([(subject, held.delivery.data, "")])
+
+    def _returned(self, held: Held, why: str) -> None:
+        """It could not be judged: another worker may, or this one later."""
+        assert held.job is not None
+        if why in ("changed", "vanished"):
+            announced = held.announced
+            try:
+                found = self._roots[announced.root].source(announced.key, announced.fingerprint)
+            except OSError:
+                found = Source("ready")
+            if found.state in ("gone", "superseded"):
+                detail = "while it was worked on; another version has its own announcement"
+                self._tell_dropped(held.delivery, announced, why=found.state, detail=detail)
+                self._forget(held)
+                self._end(held, ACK)
+                return
+        delay = 0.0 if why in ("stopping", "changed", "review") else self._retry_wait
+        self._mark_given_back(held)
+        self._end(held, put_back(delay))
+
+    def _give_back_delivery(self, held: Held, delay: float) -> None:
+        self._mark_given_back(held)
+        self._owe(held.delivery, put_back(delay))
+
+    def _mark_given_back(self, held: Held) -> None:
+        identity, times = held.announced.identity, held.delivery.deliveries
+        with suppress(BrokerFault):  # then it runs alone next time, which costs time only
+            self._ledger.given_back(identity, held.attempts, times, self._worker)
+
+    def _forget(self, held: Held) -> None:
+        if held.delivery.deliveries > 1:
+            with suppress(BrokerFault):  # the bucket forgets it itself after some days
+                self._ledger.forget(held.announced.identity)
+
+    def _end(self, held: Held, word: bytes) -> None:
+        assert held.job is not None
+        with self._lock:
+            self._held.pop(held.job.job_id, None)
+        self._entered["ended"] = self._clock.monotonic()
+        self._owe(held.delivery, word)
+
+    def _drop(self, delivery: Delivery, word: bytes, announced: Announcement | None = None, **told: str) -> None:
+        self._tell_dropped(delivery, announced, **told)
+        self._owe(delivery, word)
+
+    def _tell_dropped(self, delivery: Delivery, announced: Announcement | None, **told: str) -> None:
+        keys = {} if announced is None else {"folder": announced.root, "path": announced.key}
+        known = keys | ({} if announced is None else {"fingerprint": announced.fingerprint})
+        self._emit("lease.dropped", lease=delivery.name, **known, **told)
+
+    def _refuse_root(self, root: str, why: str) -> None:
+        if self._unusable.get(root) != why:
+            self._unusable[root] = why
+            self._emit("source.unusable", folder=root, detail=why)
+
+    def _owe(self, delivery: Delivery, word: bytes) -> None:
+        """Any thread. Sent soon, over whichever connection; one that never is costs a second look."""
+        self._owed.append((delivery.reply, word))
+
+    def _pay(self) -> None:
+        owed, self._owed = self._owed, []
+        try:
+            self._broker.answer(owed)
+        except BrokerFault:
+            self._owed = [*owed, *self._owed][-10_000:]
+
+    # ------------------------------------------------------------------------------------------------ the loop's
+
+    def _report(self) -> dict[str, object]:
+        """For the fleet's status."""
+        (before, count), now, ended = self._reported, self._clock.monotonic(), self._ended_total
+        self._reported = (now, ended)
+        rate = (ended - count) / max(now - before, 1e-3)
+        told = {"rate": round(rate, 3), "leases": len(self._held), "paused": self._statistics.paused}
+        return told | {"roots": sorted(self._roots)} | dict(self._describe_service())
+
+    async def _keep_alive(self) -> None:
+        """Extend the leases of images that move. One that does not is told of once."""
+        told: set[int] = set()
+        while True:
+            await asyncio.sleep(self._times.interval)
+            now = self._clock.monotonic()
+            with self._lock:
+                leases = dict(self._held)
+            moving = {job for job, held in leases.items() if may_extend(held.progress, self._entered, now, self._times)}
+            await self._broker.extend([held.delivery.reply for job, held in leases.items() if job in moving])
+            for job, held in leases.items():
+                if job not in moving | told and held.job is not None:
+                    self._emit("lease.lost", **job_keys(held.job), stage=held.progress.stage)
+            told = leases.keys() - moving

@@ -1,0 +1,126 @@
+"""Builds what makes a service a worker of a fleet, or its announcer: roots, connection, source and publisher."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from rmbgd.clock import Clock
+from rmbgd.config.load import Config
+from rmbgd.engine.devices import EngineContext
+from rmbgd.engine.supervisor import StartThread
+from rmbgd.events import Emit
+from rmbgd.fleet.announcer import Announcer
+from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.publisher import RootPublisher
+from rmbgd.fleet.share import Share
+from rmbgd.fleet.source import LeaseSource
+from rmbgd.heartbeat import Heartbeat
+from rmbgd.pipeline.items import JobSource
+from rmbgd.pipeline.storage_retry import StorageRetry
+from rmbgd.publish.quarantine import Quarantine
+from rmbgd.store.ledger import Ledger
+
+
+class ConnectionEvents:
+    """Emits source.connected, and source.lost once for each outage and each new cause. Called on the broker's loop."""
+
+    def __init__(self, servers: list[str], emit: Emit, clock: Clock) -> None:
+        self._servers, self._emit, self._clock = ", ".join(servers), emit, clock
+        self._lost_at: float | None = None
+        self._said = ""
+
+    def __call__(self, fault: BrokerFault | None, version: str) -> None:
+        now = self._clock.monotonic()
+        if fault is None:
+            away = {} if self._lost_at is None else {"seconds": round(now - self._lost_at, 3)}
+            self._emit("source.connected", servers=self._servers, server_version=version, **away)
+            self._lost_at, self._said = None, ""
+        else:
+            self._lost_at = now if self._lost_at is None else self._lost_at
+            if fault.detail != self._said:
+                self._said = fault.detail
+                self._emit("source.lost", servers=self._servers, kind=fault.kind, detail=fault.detail)
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    source: LeaseSource
+    publisher: RootPublisher
+
+
+def open_worker(
+    config: Config,
+    quarantine: Quarantine,
+    *,
+    clock: Clock,
+    emit: Emit,
+    heartbeat: Heartbeat,
+    describe: Callable[[], Mapping[str, object]],
+    on_compared: Callable[[], None],
+) -> Worker:
+    """It connects by itself. `describe`: device and state, for the fleet's status. Raises ConfigError."""
+    events = ConnectionEvents(config.source.servers, emit, clock)
+
+    def changed(fault: BrokerFault | None) -> None:
+        events(fault, broker.version)
+        source.wake()
+
+    broker = Broker(config.source, f"rmbgd worker {socket.gethostname()}", changed)
+    roots = open_roots(config)
+    source = LeaseSource(
+        config,
+        broker=broker,
+        roots=roots,
+        clock=clock,
+        emit=emit,
+        heartbeat=heartbeat,
+        describe=describe,
+        on_compared=on_compared,
+    )
+
+    return Worker(source, RootPublisher(roots, quarantine, emit))
+
+
+def open_announcer(
+    config: Config,
+    quarantine: Quarantine,
+    *,
+    ledger: Ledger,
+    source: JobSource,
+    storage_retry: StorageRetry,
+    engine: EngineContext,
+    clock: Clock,
+    emit: Emit,
+    new_heartbeat: Callable[[str], Heartbeat],
+    start_thread: StartThread,
+    on_ready: Callable[[], None],
+    on_room: Callable[[], None],
+) -> Announcer:
+    """It connects when it is started. Raises ConfigError."""
+    events = ConnectionEvents(config.source.servers, emit, clock)
+
+    def changed(fault: BrokerFault | None) -> None:
+        events(fault, broker.version)
+
+    broker = Broker(config.source, f"rmbgd announce {socket.gethostname()}", changed)
+    return Announcer(
+        config,
+        broker=broker,
+        publisher=RootPublisher(open_roots(config), quarantine, emit),
+        ledger=ledger,
+        source=source,
+        storage_retry=storage_retry,
+        engine=engine,
+        clock=clock,
+        emit=emit,
+        new_heartbeat=new_heartbeat,
+        start_thread=start_thread,
+        on_ready=on_ready,
+        on_room=on_room,
+    )
+
+
+def open_roots(config: Config) -> dict[str, Share]:
+    return {folder.name: Share(folder, config.recipe_of(folder)) for folder in config.folder}
