@@ -25,6 +25,7 @@ from rmbgd.wording import printable
 COMMANDS = {  # in the order of `rmbgd --help`
     "init": "make drop folders and a configuration for them",
     "run": "run the service in the foreground",
+    "announce": "put the names of complete images on the queue of a fleet",
     "watch": "serve one folder without a configuration",
     "service": "install the service into systemd, or remove it",
     "once": "process files and folders now, without a service",
@@ -35,6 +36,8 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "retry": "put rejected originals back into the input",
     "pause": "begin no more images, of one folder or of all",
     "resume": "end a pause",
+    "backfill": "have all images of a fleet's root processed that have no result yet",
+    "fleet": "set up, show and repair the queue that several machines share",
     "report": "show what became of the last images, on a page or as JSON",
     "doctor": "check everything the service depends on and explain what is wrong",
     "ledger": "check, copy and restore the record of images",
@@ -47,7 +50,14 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "completion": "print a completion script for your shell",
     "help": "show the help of a command",
 }
-SERVING = ("run", "check", "service")  # they mean a configuration, the other commands a service
+SERVING = (
+    "run",
+    "announce",
+    "check",
+    "service",
+    "backfill",
+    "fleet",
+)  # they mean a configuration, the other commands a service
 OWN_CONFIG = "finds_config"
 MODULES = {
     "eval": "rmbgd.cli.evaluate",
@@ -69,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser(command).parse_args(arguments)
         if OWN_CONFIG in options:
             options.config = find_config(options.config, serving=command in SERVING)
-        serving = command == "run"
+        serving = command in ("run", "announce")
         with _ended_like_by_the_keyboard(() if serving else (signal.SIGTERM, signal.SIGHUP)):
             status = int(options.run_command(options))
             print(end="", flush=True)  # where it goes to a file on a full disk, this is where that shows

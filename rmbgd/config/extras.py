@@ -11,6 +11,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "completion": ("shtab", "completion in the shell"),
     "cuda": ("triton", "faster networks on an NVIDIA card"),
     "fetch": ("huggingface_hub", "models fetch"),
+    "fleet": ("nats", "a queue that several machines share"),
     "heif": ("pillow_heif", "HEIC images"),
     "metrics": ("prometheus_client", "health.metrics_file"),
     "openvino": ("openvino", "u2netp on CPUs in half of the time"),
@@ -32,6 +33,7 @@ def missing_extras(config: Config) -> list[str]:
     """A sentence for each library that a setting needs and that is not installed."""
     needed = {
         "metrics": config.health.metrics_file is not None and "health.metrics_file",
+        "fleet": config.source.kind == "jetstream" and 'source.kind = "jetstream"',
         "openvino": config.engine.cpu_runtime == "openvino" and 'engine.cpu_runtime = "openvino"',
     }
     found: list[str] = []

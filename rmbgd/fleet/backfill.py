@@ -1,0 +1,217 @@
+"""Backfill: all images of a root that have no result yet, on the queue of lower priority, a window at a time.
+
+The manifest, an SQLite file, is listed once; what is done is found by looking at the outputs. So the checkpoint is the
+output itself, and a run that was killed goes on when it is started again.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from rmbgd.errors import ConfigError, RmbgdError
+from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.compare import Entry, answered, list_inputs
+from rmbgd.fleet.message import BULK, unusable
+from rmbgd.fleet.share import Share
+from rmbgd.fleet.streams import queue_states
+from rmbgd.fleet.sweep import BATCH, publish
+
+WINDOW = 10_000  # images on the queue at once: at 140 bytes each the broker does not notice
+LOOK_EVERY = 2.0  # s between two questions how many are left there
+PATIENCE = 3  # looks in a row that find the queue empty and nothing new, until what is missing counts as missing
+ROWS = 10_000  # of the manifest that are read, or written, at once
+
+
+@dataclass(slots=True)
+class Progress:
+    """Of a backfill: images of the manifest, and what is known of them. `announced`: by this run."""
+
+    wanted: int = 0
+    done: int = 0
+    failed: int = 0
+    announced: int = 0
+    queued: int = 0
+
+    @property
+    def missing(self) -> int:
+        return self.wanted - self.done - self.failed
+
+
+class Manifest:
+    """The list of a root's images: SQLite, table image(key, fingerprint). Raises ConfigError where it is none."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._db = sqlite3.connect(path)
+            self._db.execute("CREATE TABLE IF NOT EXISTS image (key BLOB PRIMARY KEY, fingerprint TEXT) WITHOUT ROWID")
+            self._db.execute("CREATE TABLE IF NOT EXISTS listed (root TEXT PRIMARY KEY, at REAL, part TEXT)")
+        except sqlite3.Error as error:
+            raise ConfigError(f"{path}: {error}; name another file, or remove it") from error
+
+    def close(self) -> None:
+        self._db.close()
+
+    def is_whole(self, root: str, part: str) -> bool:
+        """Was it listed to its end, of this root and part? Raises ConfigError where it is another's."""
+        found = self._db.execute("SELECT root, part FROM listed").fetchone()
+        if found is not None and found != (root, part):
+            text = f"is the manifest of root '{found[0]}'{f', part {found[1]}' if found[1] else ''}"
+            raise ConfigError(f"{self.path}: {text}; name another file with --manifest, or remove it")
+        return found is not None
+
+    def fill(self, root: str, part: str, entries: Iterable[Entry]) -> None:
+        """Anew; it counts only when all of it is there."""
+        with self._db:
+            self._db.execute("DELETE FROM image")
+            self._db.execute("DELETE FROM listed")
+            rows = ((_stored(entry.key), entry.fingerprint) for entry in entries)
+            self._db.executemany("INSERT OR REPLACE INTO image VALUES (?, ?)", rows)
+            self._db.execute("INSERT INTO listed VALUES (?, ?, ?)", (root, time.time(), part))
+
+    def count(self) -> int:
+        return int(self._db.execute("SELECT count(*) FROM image").fetchone()[0])
+
+    def entries(self) -> Iterator[Entry]:
+        """In the order of their paths; may be abandoned at any point."""
+        last = b""
+        while True:
+            query = "SELECT key, fingerprint FROM image WHERE key > ? ORDER BY key LIMIT ?"
+            rows = self._db.execute(query, (last, ROWS)).fetchall()
+            for key, fingerprint in rows:
+                yield Entry(key.decode("utf-8", "surrogateescape"), str(fingerprint), 0.0)
+            if len(rows) < ROWS:
+                return
+            last = rows[-1][0]
+
+
+def _stored(key: str) -> bytes:
+    return key.encode("utf-8", "surrogateescape")
+
+
+def in_part(key: str, part: str) -> bool:
+    """Does an image belong to part "i/n" of a root? "" is the whole. Stable, so that several machines can share."""
+    if not part:
+        return True
+    index, count = map(int, part.split("/"))
+    return sum(_stored(key)) % count == index - 1
+
+
+def backfill(
+    broker: Broker,
+    source: Share,
+    target: Share,
+    manifest: Path,
+    *,
+    part: str = "",
+    window: int = WINDOW,
+    anew: bool = False,
+    retry_failed: bool = False,
+    tell: Callable[[Progress], None] = lambda _: None,
+) -> Progress:
+    """Have every image of `source` processed as `target` says, which reads the same folder; answers the completeness.
+
+    Ends when all have an answer, or the queue is empty and some still have none. Run it again after it was killed.
+    `anew` lists the root again. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong
+    together.
+    """
+    if source.folder.input != target.folder.input:
+        text = (
+            f"root '{target.folder.name}' reads {target.folder.input}, and '{source.folder.name}' {source.folder.input}"
+        )
+        raise RmbgdError(f"{text}: --out names a root with the same input")
+    with closing(Manifest(manifest)) as images:
+        name = source.folder.name
+        if not images.is_whole(name, part) or anew:
+            images.fill(name, part, (entry for entry in list_inputs(source) if in_part(entry.key, part)))
+        feeder = _Feeder(broker, target, images, window, retry_failed, tell)
+        return feeder.run()
+
+
+class _Feeder:
+    def __init__(
+        self,
+        broker: Broker,
+        root: Share,
+        images: Manifest,
+        window: int,
+        retry_failed: bool,
+        tell: Callable[[Progress], None],
+    ) -> None:
+        self._broker, self._root, self._images, self._window = broker, root, images, window
+        self._retry_failed, self._tell = retry_failed, tell
+        self.progress = Progress(wanted=images.count())
+
+    def run(self) -> Progress:
+        """Feed once, then wait; what is missing then was lost on the way, and is fed once more."""
+        for _ in range(2):
+            self._feed()
+            self._wait_until_empty()
+            self._count()
+            if not self.progress.missing:
+                break
+        return self.progress
+
+    def _feed(self) -> None:
+        progress, batch = self.progress, []
+        progress.done = progress.failed = 0
+        for entry, kind in answered(self._root, filter(lambda each: not unusable(each.key), self._images.entries())):
+            again = kind == "failed" and self._retry_failed and self._root.forget_refusal(entry.key)
+            progress.done += kind == "done"
+            progress.failed += kind == "failed" and not again
+            if kind and not again:
+                continue
+            batch.append(entry)
+            if len(batch) >= min(BATCH, self._window):
+                self._publish(batch)
+                batch = []
+        if batch:
+            self._publish(batch)
+        self._retry_failed = False
+
+    def _publish(self, batch: list[Entry]) -> None:
+        """As soon as the window has room; a full queue is waited for."""
+        while True:
+            self._look()
+            if self.progress.queued + len(batch) <= self._window:
+                try:
+                    self.progress.announced += publish(self._broker, BULK, self._root, batch)
+                except BrokerFault as fault:
+                    if fault.kind not in ("full", "unreachable"):
+                        raise
+                else:
+                    self.progress.queued += len(batch)
+                    self._tell(self.progress)
+                    return
+            time.sleep(LOOK_EVERY)
+
+    def _wait_until_empty(self) -> None:
+        empty = 0
+        while empty < PATIENCE:
+            self._look()
+            empty = 0 if self.progress.queued else empty + 1
+            self._tell(self.progress)
+            time.sleep(LOOK_EVERY if empty < PATIENCE else 0)
+
+    def _look(self) -> None:
+        """How many are on the queue; a broker that is away is waited for."""
+        try:
+            states = queue_states(self._broker, [self._root.folder.name])
+        except BrokerFault as fault:
+            if fault.kind != "unreachable":
+                raise
+            return
+        before = self.progress.queued
+        self.progress.queued = sum(state.waiting + state.leased for state in states if state.stream == BULK)
+        self.progress.done += max(0, before - self.progress.queued)  # until they are counted
+
+    def _count(self) -> None:
+        progress = self.progress
+        kinds = [kind for _, kind in answered(self._root, self._images.entries())]
+        progress.done, progress.failed = kinds.count("done"), kinds.count("failed")
+        self._tell(progress)
