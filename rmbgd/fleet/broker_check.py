@@ -5,13 +5,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
-import urllib.error
+import time
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 TIMEOUT = 5.0  # s for each answer
+ASK_AGAIN = 0.5  # s
 ANSWER_MAXIMUM = 1 << 20  # bytes
 VERSION_MINIMUM = (2, 11)
 ROOM_MINIMUM = 0.1  # of what the store may hold
@@ -28,15 +29,28 @@ class Finding:
         return f"{'error' if self.fatal else 'warning'}: {self.text}"
 
 
-def check_broker(url: str) -> list[Finding]:
-    """What is wrong with the broker whose monitoring port is `url` (http://HOST:8222); nothing: all is well."""
+def check_broker(url: str, patience: float = 0.0) -> list[Finding]:
+    """What is wrong with the broker whose monitoring port is `url` (http://HOST:8222); nothing: all is well.
+
+    patience  seconds for which one that has just been started is asked again until it answers
+    """
     base = url.rstrip("/")
-    try:
-        general, jetstream = _ask(f"{base}/varz"), _ask(f"{base}/jsz")
-    except (OSError, ValueError) as error:  # URLError is an OSError
-        reason = getattr(error, "reason", error)
-        return [Finding(f"{base}: the broker does not answer ({reason}); start it, and set `http` in nats-server.conf")]
-    return list(judge(base, general, jetstream))
+    deadline = time.monotonic() + patience
+    while True:
+        try:
+            general, jetstream = _ask(f"{base}/varz"), _ask(f"{base}/jsz")
+            return list(judge(base, general, jetstream))
+        except OSError as error:  # URLError is one
+            if time.monotonic() >= deadline:
+                return [_silent(base, error)]
+            time.sleep(ASK_AGAIN)
+        except ValueError as error:
+            return [_silent(base, error)]
+
+
+def _silent(base: str, error: Exception) -> Finding:
+    reason = getattr(error, "reason", error)
+    return Finding(f"{base}: the broker does not answer ({reason}); start it, and set `http` in nats-server.conf")
 
 
 def judge(base: str, general: Mapping[str, Any], jetstream: Mapping[str, Any]) -> Iterator[Finding]:
