@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import re
 import stat
-import warnings
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -187,9 +185,6 @@ def test_nobody_enters_without_a_key_of_the_account(site: Site, tmp_path: Path) 
     for how in ({}, {"user": "admin", "password": "x"}, {"nkeys_seed": str(tmp_path / "others" / "admin.nk")}):
         with pytest.raises((nats.errors.Error, OSError), match=r"(?i)authorization|no servers|nkey"):
             asyncio.run(asyncio.wait_for(enter(**how), BOUND))
-    with warnings.catch_warnings():  # the library leaves the socket of a login that fails to the collector
-        warnings.simplefilter("ignore", ResourceWarning)
-        gc.collect()
 
 
 def test_keys_are_private_and_are_not_replaced_unasked(tmp_path: Path) -> None:
