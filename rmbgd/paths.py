@@ -16,6 +16,7 @@ DEFAULT_RUNTIME_DIRECTORY = Path("/run/rmbgd")
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/rmbgd")
 DEFAULT_CACHE_DIRECTORY = Path("/var/cache/rmbgd")
 CACHE_DIRECTORY_VARIABLE = "CACHE_DIRECTORY"  # in which systemd names the unit's (systemd.exec)
+DIRECTORY_VARIABLES = {"state_directory": "STATE_DIRECTORY", "runtime_directory": "RUNTIME_DIRECTORY"}  # likewise
 CONFIG_VARIABLE = "RMBGD_CONFIG"
 
 
@@ -51,6 +52,12 @@ def cache_directory(environ: Mapping[str, str] = os.environ) -> Path:
     home = Path(environ.get("HOME") or os.path.expanduser("~"))
     own = _base(environ, "XDG_CACHE_HOME", home / ".cache") / "rmbgd"
     return Path(environ.get(CACHE_DIRECTORY_VARIABLE, "").partition(":")[0] or own)
+
+
+def unit_directories(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Settings of [service] that the unit decides where the configuration does not, for instances that share one."""
+    found = {name: environ.get(variable, "").partition(":")[0] for name, variable in DIRECTORY_VARIABLES.items()}
+    return {name: path for name, path in found.items() if os.path.isabs(path)}
 
 
 def triton_places(environ: Mapping[str, str] = os.environ) -> dict[str, str]:

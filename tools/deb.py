@@ -73,7 +73,11 @@ def build(out: Path, torch: str, checkout: Path, version: str | None = None) -> 
         for name in PAGES:
             shutil.copy(checkout / name, source)
         install(root, source, torch)
-        units = {path.name for kind in ("service", "path") for path in (checkout / "systemd").glob(f"*.{kind}")}
+        units = {
+            path.name
+            for kind in ("service", "path", "timer", "slice")
+            for path in (checkout / "systemd").glob(f"*.{kind}")
+        }
         units.discard("rmbgd-user.service")  # what `rmbgd service install --user` makes a unit from
         places = PLACES | {f"lib/systemd/system/{name}": f"systemd/{name}" for name in units}
         for place, name in places.items():

@@ -11,7 +11,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "completion": ("shtab", "completion in the shell"),
     "cuda": ("triton", "faster networks on an NVIDIA card"),
     "fetch": ("huggingface_hub", "models fetch"),
-    "fleet": ("nats", "a queue that several machines share"),
+    "fleet": ("nats", "images from a broker, for many GPUs and hosts"),
     "heif": ("pillow_heif", "HEIC images"),
     "metrics": ("prometheus_client", "health.metrics_file"),
     "openvino": ("openvino", "u2netp on CPUs in half of the time"),

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticKnownError
 
 from rmbgd import naming as names
+from rmbgd.paths import unit_directories
 
 KIBI, MEBI = 1 << 10, 1 << 20
 UNCHECKED = {"contradictions": "left to the caller"}  # context of a validation that looks at each setting by itself
@@ -190,10 +191,12 @@ class ServiceSettings(Settings):
     @model_validator(mode="before")
     @classmethod
     def _models_beside_the_ledger(cls, given: Any) -> Any:
-        state = _home(given.get("state_directory")) if isinstance(given, dict) else None
+        if not isinstance(given, dict):
+            return given
+        state = _home(given.get("state_directory"))
         if isinstance(state, str) and os.path.isabs(state) and "models_directory" not in given:
-            return given | {"models_directory": Path(state) / "models"}
-        return given
+            given = given | {"models_directory": Path(state) / "models"}
+        return unit_directories() | given  # instances share the models
 
 
 class IntakeSettings(Settings):

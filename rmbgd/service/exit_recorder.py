@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd import events
-from rmbgd.paths import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
+from rmbgd.paths import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY, unit_directories
 from rmbgd.service import start_record
 from rmbgd.telemetry import journal, jsonl, messages
 
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("rmbgd-record-exit: SERVICE_RESULT is not set; systemd runs this as ExecStopPost", file=sys.stderr)
         return 2
     found = _read(Path(os.path.expanduser(options.config)), tomllib.loads).get("service")
-    service = found if isinstance(found, dict) else {}
+    service = unit_directories() | (found if isinstance(found, dict) else {})
     runtime = Path(os.path.expanduser(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY))))
     keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())
     keys = jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys

@@ -17,6 +17,17 @@ SYSTEM = {  # file in the package -> where it belongs
     "rmbgd-gpu-prepare.service": "/etc/systemd/system/rmbgd-gpu-prepare.service",
     "rmbgd-hooks.path": "/etc/systemd/system/rmbgd-hooks.path",
     "rmbgd-hooks.service": "/etc/systemd/system/rmbgd-hooks.service",
+    **{
+        name: f"/etc/systemd/system/{name}"  # of a fleet; not enabled by anybody but the operator
+        for name in (
+            "rmbgd@.service",
+            "rmbgd.slice",
+            "rmbgd-announce.service",
+            "rmbgd-sweep.service",
+            "rmbgd-sweep.timer",
+            "rmbgd-nats.service",
+        )
+    },
     "rmbgd.sysusers": "/etc/sysusers.d/rmbgd.conf",
     "rmbgd.tmpfiles": "/etc/tmpfiles.d/rmbgd.conf",
     "rmbgd.logrotate": "/etc/logrotate.d/rmbgd",
