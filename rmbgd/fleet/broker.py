@@ -30,6 +30,7 @@ from nats.js.kv import KeyValue
 from rmbgd.clock import backoff
 from rmbgd.config.load import SourceSettings
 from rmbgd.errors import ConfigError, RmbgdError, explain
+from rmbgd.fleet.keys import inbox_prefix
 
 T = TypeVar("T")
 
@@ -464,13 +465,22 @@ def _proof(path: Path | None) -> dict[str, object]:
     if any("BEGIN NATS USER JWT" in line for line in words):
         return {"user_credentials": str(path)}
     if len(words) == 1 and words[0].startswith("SU"):
-        return {"nkeys_seed_str": words[0]}
+        return {"nkeys_seed_str": words[0], "inbox_prefix": inbox_prefix(_public_key(words[0], path))}
     if len(words) == 2:
         return {"user": words[0], "password": words[1]}
     raise ConfigError(
         f"source.credentials: {path} is none of: NATS credentials, the seed of an nkey (SU...), a user and a password "
         "on two lines"
     )
+
+
+def _public_key(seed: str, path: Path) -> str:
+    import nkeys
+
+    try:
+        return str(nkeys.from_seed(seed.encode()).public_key.decode())
+    except (nkeys.NkeysError, ValueError) as error:
+        raise ConfigError(f"source.credentials: {path}: no seed of an nkey; copy the file again") from error
 
 
 def _encryption(settings: SourceSettings) -> dict[str, object]:

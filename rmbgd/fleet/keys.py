@@ -20,15 +20,12 @@ JOBS = ("RMBGD_HOT", "RMBGD_BULK")
 STREAMS = (*JOBS, "RMBGD_DEAD")
 BUCKETS = ("KV_rmbgd_attempts", "KV_rmbgd_workers", "KV_rmbgd_control")
 API = "$JS.API"
-INBOX = "_INBOX.>"  # answers, as clients name their inboxes unless they are given another prefix
 
 _LOOK = tuple(f"{API}.STREAM.INFO.{stream}" for stream in STREAMS)
 _LOOK_AT_CONSUMERS = tuple(f"{API}.CONSUMER.INFO.{stream}.*" for stream in JOBS)
-_READ_BUCKETS = tuple(
-    f"{API}.{verb}.{bucket}{rest}"
-    for bucket in BUCKETS
-    for verb, rest in (("STREAM.INFO", ""), ("STREAM.MSG.GET", ""), ("DIRECT.GET", ""), ("DIRECT.GET", ".>"))
-)
+# No DIRECT.GET: the broker sends its answer to whatever subject a question names, and that answer is the bytes that
+# were stored. So a worker could store what it likes, and have the broker announce it, or drain hosts with it.
+_READ_BUCKETS = tuple(f"{API}.{verb}.{bucket}" for bucket in BUCKETS for verb in ("STREAM.INFO", "STREAM.MSG.GET"))
 PUBLISH: Mapping[str, Sequence[str]] = {
     "feeder": ("rmbgd.jobs.>", f"{API}.INFO", *_LOOK, *_LOOK_AT_CONSUMERS),
     "worker": (
@@ -47,11 +44,16 @@ PUBLISH: Mapping[str, Sequence[str]] = {
 """Subjects that each role may publish to; by these JetStream is asked for everything."""
 
 
+def inbox_prefix(public: str) -> str:
+    """Of the subjects on which a user takes answers: with those of another it would hear what that one leases."""
+    return f"_INBOX_{public}"
+
+
 def users_conf(public: Mapping[str, str]) -> str:
     """The users of the account, as nats-server reads them: `public` keys (U...) by role, and PUBLISH."""
     users = []
     for role, subjects in PUBLISH.items():
-        answers = ">" if role == "admin" else INBOX
+        answers = ">" if role == "admin" else f"{inbox_prefix(public[role])}.>"
         allowed = "".join(f"\n        {json.dumps(subject)}" for subject in subjects)
         users.append(
             f"  {{ # {role}\n    nkey: {public[role]}\n    permissions: {{\n"

@@ -28,6 +28,19 @@ def drain_key(host: str) -> str:
     return f"drain.{token(host)}"
 
 
+def order_of(key: str, value: bytes) -> dict[str, Any] | None:
+    """What the administrator ordered; None for anything else that stands there.
+
+    The broker sends its answers to whatever subject a question names, without asking whether the asker may publish to
+    that: so a feeder or worker can have it store an answer under any key, but not one of this shape.
+    """
+    with suppress(ValueError):
+        order = json.loads(value)
+        if isinstance(order, dict) and isinstance(host := order.get("host"), str) and drain_key(host) == key:
+            return order
+    return None
+
+
 class WorkerReports:
     """Reports this worker every few seconds, and looks whether its host is to be drained. Its thread is the broker's.
 
@@ -46,8 +59,10 @@ class WorkerReports:
             await self._broker.connected()
             with suppress(BrokerFault):
                 await self._broker.put(WORKERS, self._name, json.dumps(self._report()).encode())
-                order = await self._broker.get(CONTROL, drain_key(socket.gethostname()))
-                self._drain(order is not None)
+                key = drain_key(socket.gethostname())
+                found = await self._broker.get(CONTROL, key)
+                if found is None or order_of(key, found):  # else it stays as it was
+                    self._drain(found is not None)
             await asyncio.sleep(REPORT_EVERY)
 
     async def withdraw(self) -> None:
@@ -75,9 +90,8 @@ def drained_hosts(broker: Broker) -> dict[str, dict[str, Any]]:
     """Host, as a key has it -> who ordered it, and when. Raises BrokerFault."""
     orders = {}
     for key, value in Bucket(broker, CONTROL).all().items():
-        if key.startswith("drain."):
-            with suppress(ValueError):
-                orders[key.removeprefix("drain.")] = json.loads(value)
+        if (order := order_of(key, value)) is not None:
+            orders[key.removeprefix("drain.")] = order
     return orders
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import nats
 import nats.errors
+import nkeys
 import pytest
 from nats.js import api
 
 from rmbgd.errors import RmbgdError
 from rmbgd.fleet import keys
+from rmbgd.fleet.workers import order_of
 from tests.support.broker import Broker
 
 CONFIGURATION = Path(__file__).parents[2] / "config" / "nats-server.conf"
@@ -31,6 +33,7 @@ CHANGES = [
     *(f"$JS.API.CONSUMER.{verb}.RMBGD_HOT.x" for verb in ("CREATE", "DELETE", "PAUSE", "UNPIN", "RESET")),
     "$JS.API.CONSUMER.CREATE.RMBGD_HOT", "$JS.API.CONSUMER.DURABLE.CREATE.RMBGD_HOT.x",
     "$JS.API.CONSUMER.CREATE.KV_rmbgd_control.x", "$JS.API.DIRECT.GET.RMBGD_HOT", "$JS.API.SERVER.REMOVE",
+    "$JS.API.DIRECT.GET.KV_rmbgd_control", "$JS.API.DIRECT.GET.KV_rmbgd_workers.$KV.rmbgd_workers.h.0",
     "$JS.API.ACCOUNT.PURGE.RMBGD", "$KV.rmbgd_control.drain.h", "$SYS.REQ.SERVER.PING", "other",
 ]  # fmt: skip
 OWN = {  # subjects of the one that the other may not use
@@ -39,7 +42,6 @@ OWN = {  # subjects of the one that the other may not use
         "rmbgd.dead.shop", "$JS.API.CONSUMER.MSG.NEXT.RMBGD_HOT.x", "$JS.API.CONSUMER.MSG.NEXT.RMBGD_BULK.x",
         "$JS.ACK.RMBGD_HOT.x.1.1.1.1.0", "$KV.rmbgd_attempts.a", "$KV.rmbgd_workers.h.0",
         "$JS.API.STREAM.INFO.KV_rmbgd_attempts", "$JS.API.STREAM.MSG.GET.KV_rmbgd_workers",
-        "$JS.API.DIRECT.GET.KV_rmbgd_control", "$JS.API.DIRECT.GET.KV_rmbgd_control.$KV.rmbgd_control.drain.h",
     ],
 }  # fmt: skip
 BOTH = ["$JS.API.INFO", "$JS.API.STREAM.INFO.RMBGD_HOT", "$JS.API.STREAM.INFO.RMBGD_DEAD"]
@@ -56,6 +58,10 @@ class Site:
         text = text.replace("/var/lib/rmbgd-nats", "{store}")
         self.broker = Broker(base, text.replace('"users.conf"', f'"../keys/{keys.USERS_FILE}"'))
 
+    def inbox(self, role: str) -> str:
+        seed = (self.directory / f"{role}.nk").read_bytes().strip()
+        return keys.inbox_prefix(nkeys.from_seed(seed).public_key.decode())
+
     def as_role(self, role: str, action: Callable[[nats.NATS], Awaitable[Any]]) -> tuple[Any, list[str]]:
         """What `action` answers, and what the broker refused meanwhile."""
 
@@ -69,7 +75,13 @@ class Site:
                     refused.set()
 
             seed = str(self.directory / f"{role}.nk")
-            client = await nats.connect(self.broker.url, nkeys_seed=seed, allow_reconnect=False, error_cb=note)
+            client = await nats.connect(
+                self.broker.url,
+                nkeys_seed=seed,
+                inbox_prefix=self.inbox(role),
+                allow_reconnect=False,
+                error_cb=note,
+            )
             try:
                 answer = await action(client)
                 await client.publish(LAST, b"")
@@ -132,10 +144,14 @@ def test_admin_may_do_all(site: Site) -> None:
 
 @pytest.mark.integration
 @pytest.mark.parametrize("role", ["feeder", "worker"])
-@pytest.mark.parametrize("subject", ["rmbgd.>", ">", "$JS.API.>", "$KV.>", "$JS.ACK.>"])
+@pytest.mark.parametrize(
+    "subject", ["rmbgd.>", ">", "$JS.API.>", "$KV.>", "$JS.ACK.>", "_INBOX.>", "*.>", "inbox of admin"]
+)
 def test_no_role_may_listen_to_others(site: Site, role: str, subject: str) -> None:
+    """Nor to the answers that others get: a lease is one."""
+
     async def listen(client: nats.NATS) -> None:
-        await client.subscribe(subject)
+        await client.subscribe(f"{site.inbox('admin')}.>" if subject == "inbox of admin" else subject)
 
     said = site.as_role(role, listen)[1]
     assert len(said) == 1
@@ -171,7 +187,47 @@ def test_the_work_of_feeder_and_worker_goes_through(site: Site) -> None:
 
     site.as_role("admin", lambda client: client.jetstream().purge_stream("RMBGD_HOT"))
     assert site.as_role("feeder", feed) == ([None, True], [])
-    assert site.as_role("worker", work) == ((0, b"1", b"1"), [])
+    (left, attempts, _), refused = site.as_role("worker", work)
+    assert (left, attempts, refused) == (0, b"1", [])
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("role", "question", "data"),
+    [
+        ("feeder", "rmbgd.jobs.hot.shop", b"x"),
+        ("worker", "rmbgd.dead.shop", b'{"host": "h"}'),
+        ("worker", "$JS.API.STREAM.MSG.GET.KV_rmbgd_workers", b'{"last_by_subj": "$KV.rmbgd_workers.h.0"}'),
+    ],
+)
+def test_an_answer_of_the_broker_is_no_order(site: Site, role: str, question: str, data: bytes) -> None:
+    """It goes to whatever subject the question names, whoever may not publish to that: nothing refuses it."""
+
+    async def ask(client: nats.NATS) -> None:
+        if role == "worker":
+            await client.jetstream().publish("$KV.rmbgd_workers.h.0", b'{"host": "h"}')
+        await client.publish(question, data, reply="$KV.rmbgd_control.drain.h")
+
+    async def stored(client: nats.NATS) -> bytes | None:
+        control = await client.jetstream().key_value("rmbgd_control")
+        order = b'{"host": "h"}'
+        for _ in range(200):
+            if (found := (await control.get("drain.h")).value) != order:
+                break
+            await asyncio.sleep(0.05)
+        await control.put("drain.h", order)
+        return found
+
+    async def put_order(client: nats.NATS) -> None:
+        await (await client.jetstream().key_value("rmbgd_control")).put("drain.h", b'{"host": "h"}')
+
+    site.as_role("admin", put_order)
+    assert site.as_role(role, ask)[1] == []
+    found, _ = site.as_role("admin", stored)
+    assert b"stream" in found
+    assert order_of("drain.h", found) is None
+    assert order_of("drain.h", b'{"host": "h"}') == {"host": "h"}
+    assert order_of("drain.g", b'{"host": "h"}') is None
 
 
 @pytest.mark.integration
