@@ -19,7 +19,7 @@ ROOM_MINIMUM = 0.1  # of what the store may hold
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class BrokerFinding:
     """What is wrong with a broker; `fatal`: it must not run so."""
 
     text: str
@@ -29,7 +29,7 @@ class Finding:
         return f"{'error' if self.fatal else 'warning'}: {self.text}"
 
 
-def check_broker(url: str, patience: float = 0.0) -> list[Finding]:
+def check_broker(url: str, patience: float = 0.0) -> list[BrokerFinding]:
     """What is wrong with the broker whose monitoring port is `url` (http://HOST:8222); nothing: all is well.
 
     patience  seconds for which one that has just been started is asked again until it answers
@@ -48,56 +48,59 @@ def check_broker(url: str, patience: float = 0.0) -> list[Finding]:
             return [_silent(base, error)]
 
 
-def _silent(base: str, error: Exception) -> Finding:
+def _silent(base: str, error: Exception) -> BrokerFinding:
     reason = getattr(error, "reason", error)
-    return Finding(f"{base}: the broker does not answer ({reason}); start it, and set `http` in nats-server.conf")
+    return BrokerFinding(f"{base}: the broker does not answer ({reason}); start it, and set `http` in nats-server.conf")
 
 
-def judge(base: str, general: Mapping[str, Any], jetstream: Mapping[str, Any]) -> Iterator[Finding]:
+def judge(base: str, general: Mapping[str, Any], jetstream: Mapping[str, Any]) -> Iterator[BrokerFinding]:
     """Findings from the answers of /varz and /jsz."""
     version = str(general.get("version", ""))
     numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
     if numbers < VERSION_MINIMUM:
-        yield Finding(
+        yield BrokerFinding(
             f"{base}: nats-server {version or 'of unknown version'} is too old: before 2.10 it lacks sync_interval: "
             "always, and before 2.10.23 it loses streams in plain crashes; install 2.11 or newer"
         )
     settings = jetstream.get("config") or {}
     if jetstream.get("disabled") or not settings:
-        yield Finding(
+        yield BrokerFinding(
             f"{base}: JetStream is off; write a block `jetstream {{ ... }}` into nats-server.conf, and restart"
         )
     else:
         if not settings.get("sync_always"):
-            yield Finding(
+            yield BrokerFinding(
                 f"{base}: sync_interval is not `always`, so that a power cut takes images that the broker confirmed; "
                 "write `sync_interval: always` into its block `jetstream`, and restart"
             )
         used, may = int(jetstream.get("storage", 0)), int(settings.get("max_storage", 0))
         if may <= 0 or used > may * (1 - ROOM_MINIMUM):
-            yield Finding(
+            yield BrokerFinding(
                 f"{base}: the store in {settings.get('store_dir', '?')} holds {used:,} of at most {may:,} bytes; "
-                "start more workers, or raise max_file_store"
+                "start more workers, or raise max_file_store",
+                fatal=False,  # a full broker has to start, or nobody could take anything out of it
             )
     yield from _reachable(base, general)
 
 
-def _reachable(base: str, general: Mapping[str, Any]) -> Iterator[Finding]:
+def _reachable(base: str, general: Mapping[str, Any]) -> Iterator[BrokerFinding]:
     host = str(general.get("host", ""))
     if not (_is_loopback(host) or general.get("tls_required")):
-        yield Finding(
+        yield BrokerFinding(
             f"{base}: clients reach {host}:{general.get('port', '?')} without TLS; turn on `tls`, or listen "
             "on 127.0.0.1",
             fatal=False,
         )
     monitor = str(general.get("http_host") or host)
     if general.get("http_port") and not _is_loopback(monitor):
-        yield Finding(
+        yield BrokerFinding(
             f"{base}: the monitoring port {monitor}:{general['http_port']} has no login; set http to 127.0.0.1:8222",
             fatal=False,
         )
     if not general.get("auth_required"):
-        yield Finding(f"{base}: clients need no key; include users.conf as config/nats-server.conf does", fatal=False)
+        yield BrokerFinding(
+            f"{base}: clients need no key; include users.conf as config/nats-server.conf does", fatal=False
+        )
 
 
 def _is_loopback(host: str) -> bool:

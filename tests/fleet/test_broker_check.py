@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,15 @@ def test_sync_always_is_asked_of_the_running_broker(tmp_path: Path) -> None:
         assert "JetStream is off" in found
 
 
+@pytest.mark.integration
+def test_a_broker_that_is_just_being_started_is_waited_for(tmp_path: Path) -> None:
+    broker = Broker(tmp_path)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(check_broker, broker.monitor, 30.0)
+        with broker:
+            assert not [found for found in asked.result(60) if found.fatal]
+
+
 def test_a_broker_that_does_not_answer_is_named() -> None:
     for url in ("http://127.0.0.1:1", "file:///etc/passwd"):
         [found] = check_broker(url)
@@ -47,7 +57,7 @@ def test_a_broker_that_does_not_answer_is_named() -> None:
         ({}, {}, []),
         ({"version": "2.9.10"}, {}, ["error: h: nats-server 2.9.10 is too old"]),
         ({}, {"disabled": True}, ["error: h: JetStream is off"]),
-        ({}, {"storage": 950}, ["error: h: the store in /s holds 950 of at most 1,000 bytes"]),
+        ({}, {"storage": 950}, ["warning: h: the store in /s holds 950 of at most 1,000 bytes"]),
         ({"host": "0.0.0.0"}, {}, ["warning: h: clients reach 0.0.0.0:4222 without TLS"]),
         ({"host": "0.0.0.0", "tls_required": True}, {}, []),
         ({"http_host": "10.0.0.1"}, {}, ["warning: h: the monitoring port 10.0.0.1:8222 has no login"]),
