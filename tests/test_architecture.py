@@ -36,11 +36,13 @@ MAY_USE: dict[str, set[str]] = {
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
     "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
-    "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
+    "fleet": BASE | {"config", "store", "publish", "engine", "pipeline", "intake"},
+    "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake", "fleet"},
     "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
     "cli": BASE
-    | {"config", "store", "telemetry", "models", "mtbf", "deliver", "report", "evaluate", "service", "doctor", "bench"},
+    | {"config", "store", "telemetry", "models", "mtbf", "deliver", "report", "evaluate", "service", "doctor", "bench"}
+    | {"fleet"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
     "__main__": {"cli"},
 }
@@ -150,28 +152,29 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1830, 14),
+    "": (1840, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3500, 26),
+    "cli": (3890, 29),
     "deliver": (1830, 12),
-    "config": (1690, 7),
+    "config": (1760, 7),
     "doctor": (800, 4),
     "engine": (4270, 22),
     "imaging": (3050, 18),
-    "intake": (2150, 12),
+    "intake": (2240, 14),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1800, 10),
+    "pipeline": (1860, 10),
     "publish": (1830, 8),
-    "service": (2930, 17),
+    "service": (3020, 17),
     "report": (250, 2),
     "evaluate": (920, 6),
-    "store": (2220, 13),
-    "telemetry": (890, 6),
+    "store": (2250, 13),
+    "telemetry": (900, 6),
     "testing": (705, 6),
+    "fleet": (2980, 18),
 }
-MODULES, LINES, TEST_LINES = 242, 40_450, 40_500
+MODULES, LINES, TEST_LINES = 265, 44_150, 41_000
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -34,7 +34,7 @@ def _window(text: str) -> int:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", metavar="ROOT", help="name of a root, a [[folder]] of the configuration")
     parser.add_argument("--out", metavar="ROOT2", help="root with the same input, whose output and recipe count")
-    parser.add_argument("--part", type=_part, default="", metavar="I/N", help="only this part of the images")
+    parser.add_argument("--part", type=_part, metavar="I/N", help="only this part of the images")
     parser.add_argument(
         "--window", type=_window, default=10_000, metavar="N", help="images on the queue at once (default: 10000)"
     )
@@ -51,7 +51,7 @@ def run(options: argparse.Namespace) -> int:
         from rmbgd.fleet.backfill import Progress, backfill
 
         source, target = root_of(fleet, options.root), root_of(fleet, options.out or options.root)
-        manifest = options.manifest or _place(fleet.state, options.root, options.part)
+        manifest = options.manifest or _place(fleet.state, options.root, options.part or "")
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
                 source,
                 target,
                 manifest,
-                part=options.part,
+                part=options.part or "",
                 window=options.window,
                 anew=options.anew,
                 retry_failed=options.retry_failed,
@@ -76,11 +76,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(to_json({"root": options.root, "out": options.out or options.root, **told}))
     else:
-        print(
-            printable(
-                f"{options.root}: {ended.wanted} images: {ended.done} done, {ended.failed} rejected, {ended.missing} missing"
-            )
-        )
+        counts = f"{ended.done} done, {ended.failed} rejected, {ended.missing} missing"
+        print(printable(f"{options.root}: {ended.wanted} images: {counts}"))
         if ended.missing:
             print("see `rmbgd fleet status`, then run this again: it goes on with what is missing", file=sys.stderr)
     return Exit.FAILED if ended.missing else Exit.OK

@@ -33,7 +33,7 @@ POLLED = {
     "silent": "the kernel sends no file events here",
     "dead": "the watcher ended",
 }
-WELL, ILL = ("ok", "ready"), ("lost", "quarantined", "missing", "absent")  # states of a device
+WELL, ILL = ("ok", "ready", "none"), ("lost", "quarantined", "missing", "absent")  # states of a device
 
 
 class Mood(StrEnum):
@@ -163,6 +163,8 @@ def _folder(name: str, facts: Mapping[str, Any]) -> StatusLine:
             POLLED.get(str(cause), cause) if cause else "file events are switched off, or not sent by this file system"
         )
         text, mood = f"polling: {why}".format(**facts), Mood.ODD if cause else Mood.PLAIN
+    elif mode == "lease":
+        text, mood = ("leasing from the queue", Mood.GOOD) if not cause else (f"nothing is leased: {cause}", Mood.BAD)
     elif cause == "in_use":
         text, mood = "waiting: another service claims from it; run `rmbgd doctor`", Mood.BAD
     elif cause:

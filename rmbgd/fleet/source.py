@@ -198,8 +198,7 @@ class LeaseSource(Inbox):
 
     def _describe(self, root: str) -> dict[str, object]:
         cause = self._away.get(root) or self._unusable.get(root) or self._unusable.get("")
-        state: dict[str, object] = {"state": "waiting" if root in self._away else "leasing"}
-        return state | ({"cause": cause} if cause else {})
+        return {"mode": "lease", **({"cause": cause} if cause else {})}
 
     def _why_paused(self) -> str | None:
         if self._drained:

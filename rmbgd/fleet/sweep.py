@@ -52,17 +52,20 @@ def sweep(broker: Broker, root: Share, *, younger_than: float | None = None, qui
         if not kind:
             batch.append(entry)
         if len(batch) >= BATCH:
-            announced += publish(broker, HOT, root, batch)
+            announced += publish(broker, HOT, root, batch, again=True)
             batch = []
-    announced += publish(broker, HOT, root, batch)
+    announced += publish(broker, HOT, root, batch, again=True)
     return Swept(seen, announced, remove_temporaries(root), waiting)
 
 
-def publish(broker: Broker, stream: str, root: Share, entries: Iterable[Entry]) -> int:
-    """Announce these; how many. Raises BrokerFault: the first that was refused."""
+def publish(broker: Broker, stream: str, root: Share, entries: Iterable[Entry], *, again: bool = False) -> int:
+    """Announce these; how many. `again`: also those that were announced just now, and lost their result since.
+
+    Raises BrokerFault: the first that was refused.
+    """
     folder = root.folder
     names = [Announcement(folder.name, entry.key, entry.fingerprint, folder.recipe) for entry in entries]
-    answers = broker.publish([(each.subject(stream), each.encode(), each.identity) for each in names])
+    answers = broker.publish([(each.subject(stream), each.encode(), "" if again else each.identity) for each in names])
     refused = [answer for answer in answers if answer is not None]
     if refused:
         raise BrokerFault(refused[0].kind, refused[0].detail)
