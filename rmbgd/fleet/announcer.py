@@ -1,4 +1,4 @@
-"""Announces complete images on the queue: stands where the pipeline stands in a service that computes.
+"""Announces complete images on the queue: takes the place of the pipeline in a service that does not compute.
 
 The intake, with all its checks, hands over what is complete; its name is published, and the ledger remembers that. A
 queue that is full, or a broker that is away, makes the intake wait; the files wait in their folders.
@@ -7,7 +7,6 @@ queue that is full, or a broker that is away, makes the intake wait; the files w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
@@ -176,12 +175,6 @@ class Announcer:
         self._storage_retry.retry_until_writable(record, job.folder, heartbeat)
         self._ledger.outbox.deliver(outcome, self._emit)
         self._source.ended(job)
-
-    def let_run(self) -> None:
-        """The owner's own ends are closed: both threads end when the last job is through."""
-        with suppress(ValueError):
-            self._waiting.close()
-            self._arrivals[0].close()
 
     def close(self) -> None:
         self._broker.close()

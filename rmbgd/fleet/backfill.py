@@ -17,7 +17,7 @@ from rmbgd.errors import ConfigError, RmbgdError
 from rmbgd.fleet.broker import Broker, BrokerFault
 from rmbgd.fleet.compare import Entry, answered, list_inputs
 from rmbgd.fleet.message import BULK, unusable
-from rmbgd.fleet.share import Share
+from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import BATCH, publish
 
@@ -28,7 +28,7 @@ ROWS = 10_000  # of the manifest that are read, or written, at once
 
 
 @dataclass(slots=True)
-class Progress:
+class Completeness:
     """Of a backfill: images of the manifest, and what is known of them. `announced`: by this run."""
 
     wanted: int = 0
@@ -104,16 +104,16 @@ def in_part(key: str, part: str) -> bool:
 
 def backfill(
     broker: Broker,
-    source: Share,
-    target: Share,
+    source: SharedRoot,
+    target: SharedRoot,
     manifest: Path,
     *,
     part: str = "",
     window: int = WINDOW,
     anew: bool = False,
     retry_failed: bool = False,
-    tell: Callable[[Progress], None] = lambda _: None,
-) -> Progress:
+    tell: Callable[[Completeness], None] = lambda _: None,
+) -> Completeness:
     """Have every image of `source` processed as `target` says, which reads the same folder; answers the completeness.
 
     Ends when all have an answer, or the queue is empty and some still have none. Run it again after it was killed.
@@ -137,17 +137,17 @@ class _Feeder:
     def __init__(
         self,
         broker: Broker,
-        root: Share,
+        root: SharedRoot,
         images: Manifest,
         window: int,
         retry_failed: bool,
-        tell: Callable[[Progress], None],
+        tell: Callable[[Completeness], None],
     ) -> None:
         self._broker, self._root, self._images, self._window = broker, root, images, window
         self._retry_failed, self._tell = retry_failed, tell
-        self.progress = Progress(wanted=images.count())
+        self.progress = Completeness(wanted=images.count())
 
-    def run(self) -> Progress:
+    def run(self) -> Completeness:
         """Feed once, then wait; what is missing then was lost on the way, and is fed once more."""
         for _ in range(2):
             self._feed()

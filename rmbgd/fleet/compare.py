@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 
 from rmbgd import naming as names
-from rmbgd.fleet.share import Share, fingerprint_of
+from rmbgd.fleet.share import SharedRoot, fingerprint_of
 from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.scanner import scan
 from rmbgd.publish.file_set import roots_of_sets
@@ -31,7 +31,7 @@ class Entry:
     age: float
 
 
-def list_inputs(root: Share) -> Iterator[Entry]:
+def list_inputs(root: SharedRoot) -> Iterator[Entry]:
     """Every image of a root that is no upload's companion, in the order of the file system. Raises OSError where the
     root cannot be read; what cannot be read below it is left out."""
     folder, now = root.folder, time.time()
@@ -41,7 +41,7 @@ def list_inputs(root: Share) -> Iterator[Entry]:
             yield Entry(path, fingerprint_of(status), now - status.st_mtime)
 
 
-def answered(root: Share, entries: Iterable[Entry]) -> Iterator[tuple[Entry, str]]:
+def answered(root: SharedRoot, entries: Iterable[Entry]) -> Iterator[tuple[Entry, str]]:
     """Each with "done", "failed", or "" where this version has no answer. Raises OSError."""
 
     def look(entry: Entry) -> tuple[Entry, str]:
@@ -54,7 +54,7 @@ def answered(root: Share, entries: Iterable[Entry]) -> Iterator[tuple[Entry, str
             yield from pool.map(look, some)
 
 
-def remove_temporaries(root: Share) -> int:
+def remove_temporaries(root: SharedRoot) -> int:
     """Those that workers left which died, in the root's outputs; how many."""
     folders = [*roots_of_sets(root.folder), str(root.folder.failed)]
     found, oldest = 0, time.time() - TEMPORARY_AGE

@@ -12,13 +12,13 @@ from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker, BrokerFault
 from rmbgd.fleet.message import BadMessage
-from rmbgd.fleet.share import Share
+from rmbgd.fleet.share import SharedRoot
 
 BATCH = 256
 WAIT = 1.0  # s for more letters, before there are none
 
 
-def retry_dead(broker: Broker, roots: Sequence[Share]) -> tuple[int, int]:
+def retry_dead(broker: Broker, roots: Sequence[SharedRoot]) -> tuple[int, int]:
     """Announce all dead letters of these roots again, as if they had never been tried; (how many, how many are left).
 
     Each leaves the stream only when its name is on the queue. Raises BrokerFault, OSError.

@@ -17,7 +17,7 @@ ATTEMPTS_ALONE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LeaseProgress:
     """Of one lease, in seconds of a monotonic clock. `stage`: the last that its image went on to, at `moved_at`."""
 
     leased_at: float
@@ -38,7 +38,7 @@ class LeaseTimes:
         return self.lease / 3
 
 
-def may_extend(lease: Progress, entered: Mapping[str, float], now: float, times: LeaseTimes) -> bool:
+def may_extend(lease: LeaseProgress, entered: Mapping[str, float], now: float, times: LeaseTimes) -> bool:
     """Does its image move, or the line in which it waits?
 
     entered  when an image last went on to each stage. What enters a later stage leaves room behind it.

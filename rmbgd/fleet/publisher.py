@@ -1,4 +1,4 @@
-"""Publishes results of leased images into their roots: no ledger; what stands in the root is the record."""
+"""Publishes results of leased images into their roots: no ledger, the root itself is the record."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rmbgd import naming as names
 from rmbgd.events import Emit
-from rmbgd.fleet.share import Share
+from rmbgd.fleet.share import SharedRoot
 from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import copy_known
 from rmbgd.publish.quarantine import Quarantine
@@ -17,7 +17,7 @@ from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 class RootPublisher:
     """Serves all finish threads; a ResultPublisher. `roots`: by folder name. `quarantine` words the refusals."""
 
-    def __init__(self, roots: Mapping[str, Share], quarantine: Quarantine, emit: Emit) -> None:
+    def __init__(self, roots: Mapping[str, SharedRoot], quarantine: Quarantine, emit: Emit) -> None:
         self._roots, self._quarantine, self._emit = roots, quarantine, emit
 
     def publish(
@@ -60,7 +60,7 @@ class RootPublisher:
         self._emit(outcome.event, **outcome.keys)
 
     @staticmethod
-    def _place(root: Share, job: Job, files: FileSet, outcome: JobOutcome) -> Published:
+    def _place(root: SharedRoot, job: Job, files: FileSet, outcome: JobOutcome) -> Published:
         published, again = root.publish(job, files, outcome.keys)
         outcome.add(output=published.path, bytes_out=published.size, sha256_out=published.sha256)
         if not published.is_plain:

@@ -69,7 +69,7 @@ def _is_at(target: str, before: os.stat_result, folder: int | None = None) -> bo
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class RootInput:
     """What stands where an announced image should be.
 
     state   ready; gone; superseded by another version; refused, as no service reads it: `detail` says why
@@ -83,7 +83,7 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RootAnswer:
     """What a version of an image got. `story` is the record: of a set, the sidecar; of a refusal, the reason file."""
 
     kind: Literal["done", "failed"]
@@ -97,7 +97,7 @@ def fingerprint_of(status: os.stat_result | FileVersion) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-class Share:
+class SharedRoot:
     """One root of a worker. Usable from every thread; keeps no state of an image. Raises OSError where the share fails.
 
     `recipe` with the settings of its presets.
@@ -109,32 +109,32 @@ class Share:
 
     # ------------------------------------------------------------------------------------------------ what stands
 
-    def source(self, key: str, fingerprint: str) -> Source:
+    def source(self, key: str, fingerprint: str) -> RootInput:
         """The input as it is now."""
         root = str(self.folder.input)
         path = os.path.join(root, key)
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
-            return Source("gone")
+            return RootInput("gone")
         if not is_beneath(root, os.path.dirname(key)):
-            return Source("refused", detail="a folder on its way is a symbolic link, which may lead out of the root")
+            return RootInput("refused", detail="a folder on its way is a symbolic link, which may lead out of the root")
         if not stat.S_ISREG(status.st_mode):
-            return Source("refused", path, version_of(status), "no regular file")
+            return RootInput("refused", path, version_of(status), "no regular file")
         state: Literal["ready", "superseded"]
         state = "ready" if fingerprint_of(status) == fingerprint else "superseded"
-        return Source(state, path, version_of(status))
+        return RootInput(state, path, version_of(status))
 
-    def answer(self, key: str, fingerprint: str) -> Answer | None:
+    def answer(self, key: str, fingerprint: str) -> RootAnswer | None:
         """What this version got before, with this recipe; None: nothing, or not all of it stands."""
         for root in roots_of_sets(self.folder):
             for path in self._record_names(key):
                 story = self._story(os.path.join(root, path), key)
                 if story is not None and self._is_whole(root, story, fingerprint):
-                    return Answer("done", story)
+                    return RootAnswer("done", story)
         story = read_json(self._reason_path(key))
         if (story.get("folder"), story.get("path"), story.get("fingerprint")) == (self.folder.name, key, fingerprint):
-            return Answer("failed", story)
+            return RootAnswer("failed", story)
         return None
 
     def unchanged(self, job: Job) -> None:

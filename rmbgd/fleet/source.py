@@ -1,7 +1,7 @@
 """Leases images from the queue: a Source whose claims are leases on NATS JetStream instead of renames in a folder.
 
 Takes as many names as the pipeline has room for, extends a lease while its image moves, acknowledges it once the result
-stands in its root and the event is written, and gives back what it cannot do now. What a worker left that died runs
+is in its root and the event is written, and gives back what it cannot do now. What a worker left that died runs
 alone. The queue is only told what the roots say: an image that has its answer there is not computed again.
 """
 
@@ -24,9 +24,9 @@ from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.broker import ACK, TERMINATE, Broker, BrokerFault, Delivery, put_back
-from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseTimes, Progress, Window, may_extend, runs_alone
+from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
 from rmbgd.fleet.message import Announcement, BadMessage
-from rmbgd.fleet.share import Answer, Share, Source, done_again
+from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
 from rmbgd.fleet.workers import WorkerReports, worker_name
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake.disk_space import DiskSpaceGuard
@@ -55,7 +55,7 @@ class Held:
     delivery: Delivery
     announced: Announcement
     attempts: Attempts
-    progress: Progress
+    progress: LeaseProgress
     job: Job | None = None
     alone: bool = False
     is_dead: bool = False  # it is to be a dead letter
@@ -73,7 +73,7 @@ class LeaseSource(Inbox):
         config: Config,
         *,
         broker: Broker,
-        roots: Mapping[str, Share],
+        roots: Mapping[str, SharedRoot],
         clock: Clock,
         emit: Emit,
         heartbeat: Heartbeat,
@@ -119,7 +119,7 @@ class LeaseSource(Inbox):
         return Recovered()
 
     def hold_suspects(self) -> None:
-        """Nothing either: what a worker died with is a suspect for all of them, and runs alone."""
+        """Nothing: what a worker died with runs alone, on whichever has it next."""
 
     def statistics(self) -> IntakeStatistics:
         return self._statistics
@@ -272,7 +272,7 @@ class LeaseSource(Inbox):
 
     # ------------------------------------------------------------------------------------------------ one lease
 
-    def _look(self, delivery: Delivery) -> tuple[Held | None, Source | Answer | None]:
+    def _look(self, delivery: Delivery) -> tuple[Held | None, RootInput | RootAnswer | None]:
         """What there is to do for a delivery; None, and it is answered, where nothing is. Threads of the pool's."""
         now = self._clock.monotonic()
         try:
@@ -280,7 +280,7 @@ class LeaseSource(Inbox):
         except BadMessage as error:
             self._drop(delivery, TERMINATE, why="bad_message", detail=str(error))
             return None, None
-        held = Held(delivery, announced, Attempts(), Progress(now, LEASED, now))
+        held = Held(delivery, announced, Attempts(), LeaseProgress(now, LEASED, now))
         root = self._roots.get(announced.root)
         if root is None or message.consumer(announced.root) != delivery.consumer:
             self._drop(
@@ -312,7 +312,7 @@ class LeaseSource(Inbox):
             return None, None
         return held, found
 
-    def _answered(self, held: Held, answer: Answer) -> tuple[None, None]:
+    def _answered(self, held: Held, answer: RootAnswer) -> tuple[None, None]:
         """The root has its answer. One that was leased before may lack its event: the worker died behind publishing."""
         delivery, announced = held.delivery, held.announced
         if delivery.deliveries == 1:
@@ -329,8 +329,8 @@ class LeaseSource(Inbox):
         self._owe(delivery, ACK)
         return None, None
 
-    def _begin(self, held: Held, found: Source | Answer, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
-        assert isinstance(found, Source)
+    def _begin(self, held: Held, found: RootInput | RootAnswer, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
+        assert isinstance(found, RootInput)
         assert found.version is not None
         announced, now = held.announced, self._clock.monotonic()
         leased = Leased(held.delivery.name, announced.fingerprint)
@@ -376,7 +376,7 @@ class LeaseSource(Inbox):
     # ------------------------------------------------------------------------------------------------ the end of one
 
     def _settle(self) -> int:
-        """Answer for what the pipeline has ended or put back; how many were put back."""
+        """RootAnswer for what the pipeline has ended or put back; how many were put back."""
         notes = self._take_notes()
         for question in notes.questions:
             question.answer.put([])
@@ -405,7 +405,7 @@ class LeaseSource(Inbox):
         self._end(held, ACK)
 
     def _bury(self, held: Held) -> None:
-        """A dead letter, for `rmbgd fleet retry-dead`; its refusal stands in the root already."""
+        """A dead letter, for `rmbgd fleet retry-dead`; its refusal is in the root already."""
         subject = f"{message.DEAD_SUBJECT}.{message.token(held.announced.root)}"
         with suppress(BrokerFault):
             self._broker.publish([(subject, held.delivery.data, "")])
@@ -418,10 +418,9 @@ class LeaseSource(Inbox):
             try:
                 found = self._roots[announced.root].source(announced.key, announced.fingerprint)
             except OSError:
-                found = Source("ready")
+                found = RootInput("ready")
             if found.state in ("gone", "superseded"):
-                detail = "while it was worked on; another version has its own announcement"
-                self._tell_dropped(held.delivery, announced, why=found.state, detail=detail)
+                self._tell_dropped(held.delivery, announced, why=found.state, detail="while it was worked on")
                 self._forget(held)
                 self._end(held, ACK)
                 return
@@ -455,9 +454,10 @@ class LeaseSource(Inbox):
         self._owe(delivery, word)
 
     def _tell_dropped(self, delivery: Delivery, announced: Announcement | None, **told: str) -> None:
-        keys = {} if announced is None else {"folder": announced.root, "path": announced.key}
-        known = keys | ({} if announced is None else {"fingerprint": announced.fingerprint})
-        self._emit("lease.dropped", lease=delivery.name, **known, **told)
+        keys: dict[str, str] = {}
+        if announced is not None:
+            keys = {"folder": announced.root, "path": announced.key, "fingerprint": announced.fingerprint}
+        self._emit("lease.dropped", lease=delivery.name, **keys, **told)
 
     def _refuse_root(self, root: str, why: str) -> None:
         if self._unusable.get(root) != why:

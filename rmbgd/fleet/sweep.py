@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rmbgd.fleet.broker import Broker, BrokerFault
 from rmbgd.fleet.compare import Entry, answered, list_inputs, remove_temporaries
 from rmbgd.fleet.message import HOT, Announcement
-from rmbgd.fleet.share import Share
+from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.streams import queue_states
 
 WAITING_MAXIMUM = 1000  # images of a root on the queue; beyond, what waits there would be announced a second time
@@ -29,7 +29,7 @@ class Swept:
     waiting: int = 0
 
 
-def sweep(broker: Broker, root: Share, *, younger_than: float | None = None, quiet: float = QUIET) -> Swept:
+def sweep(broker: Broker, root: SharedRoot, *, younger_than: float | None = None, quiet: float = QUIET) -> Swept:
     """Compare a root and announce what is missing; of what changed in the last `younger_than` seconds, or all.
 
     What is on the queue already comes twice and is found answered then, so nothing is done while many images wait.
@@ -58,7 +58,7 @@ def sweep(broker: Broker, root: Share, *, younger_than: float | None = None, qui
     return Swept(seen, announced, remove_temporaries(root), waiting)
 
 
-def publish(broker: Broker, stream: str, root: Share, entries: Iterable[Entry], *, again: bool = False) -> int:
+def publish(broker: Broker, stream: str, root: SharedRoot, entries: Iterable[Entry], *, again: bool = False) -> int:
     """Announce these; how many. `again`: also those that were announced just now, and lost their result since.
 
     Raises BrokerFault: the first that was refused.

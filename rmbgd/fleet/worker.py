@@ -14,7 +14,7 @@ from rmbgd.events import Emit
 from rmbgd.fleet.announcer import Announcer
 from rmbgd.fleet.broker import Broker, BrokerFault
 from rmbgd.fleet.publisher import RootPublisher
-from rmbgd.fleet.share import Share
+from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import JobSource
@@ -122,5 +122,5 @@ def open_announcer(
     )
 
 
-def open_roots(config: Config) -> dict[str, Share]:
-    return {folder.name: Share(folder, config.recipe_of(folder)) for folder in config.folder}
+def open_roots(config: Config) -> dict[str, SharedRoot]:
+    return {folder.name: SharedRoot(folder, config.recipe_of(folder)) for folder in config.folder}

@@ -17,6 +17,7 @@ from rmbgd.engine.retry import NEW, History
 from rmbgd.engine.types import Answer, Region
 from rmbgd.errors import Reason
 from rmbgd.imaging.formats import SourceFacts
+from rmbgd.pipeline.queue import QueueStatistics, Sender
 from rmbgd.publish.file_set import FileSet
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
@@ -171,3 +172,24 @@ class ResultPublisher(Protocol):
     def deliver(self, outcome: JobOutcome) -> None:
         """Emit the event of a job that was published or refused, once it is stored and whole."""
         ...
+
+
+class JobConsumer(Protocol):
+    """What the intake feeds: the pipeline, or what announces images to other machines. Built and ended by its owner."""
+
+    @property
+    def jobs(self) -> Sender[Job]:
+        """Whoever sends closes it at the end."""
+        ...
+
+    def start(self) -> None: ...
+
+    def exit_stage(self) -> Sender[Arrival]:
+        """Another sender to the stage that ends jobs, for the intake, which rejects some images."""
+        ...
+
+    def take_back(self) -> None:
+        """Put back what is only a path. Returns when the last producer of jobs has gone and nothing waits any more."""
+        ...
+
+    def statistics(self) -> list[QueueStatistics]: ...

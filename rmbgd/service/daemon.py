@@ -8,15 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import signal
-import socket
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.config import load as configuration
@@ -34,7 +31,7 @@ from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.source import Source
 from rmbgd.intake.startup_recovery import Recovered
 from rmbgd.intake.watcher import OverflowListener
-from rmbgd.pipeline.items import ResultPublisher
+from rmbgd.pipeline.items import JobConsumer, ResultPublisher
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
@@ -44,6 +41,7 @@ from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.hooks import Hooks
 from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
+from rmbgd.service.messages import Message, Milestone, Signalled, Trouble, signals
 from rmbgd.service.operator import Operator
 from rmbgd.service.review_monitor import ReviewMonitor
 from rmbgd.service.safe_mode import SafeMode
@@ -56,65 +54,6 @@ from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
 from rmbgd.telemetry.metrics import Metrics, open_metrics
-
-if TYPE_CHECKING:
-    from rmbgd.fleet.announcer import Announcer
-
-# --- messages to the main thread: signals, readiness, and threads that failed; one queue, one reader
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    number: int
-
-
-class Milestone(Enum):
-    """What the service waits for before it is ready."""
-
-    ENGINE = "an engine has answered"
-    FOLDERS = "every folder that is there has been compared with the ledger once"
-
-
-class Trouble(Enum):
-    """What ends a life of the service, and is mended by the next one in the same process."""
-
-    LEDGER = LEDGER_DAMAGED
-
-
-Message = Signalled | Milestone | Trouble | ThreadFailure
-
-
-@contextmanager
-def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
-    """Every signal becomes a message at once, by way of the interpreter's wakeup descriptor. The main thread's.
-
-    A handler in Python would not do: it runs when the main thread gets to it, and a signal that comes between that
-    thread's last look and its wait for a message would be noticed only with the next message, which may never come.
-    """
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    reading, writing = socket.socketpair()
-    writing.setblocking(False)
-
-    def relay() -> None:
-        while received := reading.recv(64):  # nothing: the other end is closed
-            for number in received:
-                if number in numbers:
-                    messages.put(Signalled(number))
-
-    thread = threading.Thread(target=relay, name="signals", daemon=True)
-    thread.start()
-    former_descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
-        signal.set_wakeup_fd(former_descriptor)
-        writing.close()
-        thread.join()
-        reading.close()
-
 
 DAMAGED_STARTS = 3  # in a row that the ledger may spoil before they are systemd's to space out
 BESIDE = ("health", "ledger", "control", "review")  # threads that are not the pipeline's
@@ -266,6 +205,7 @@ class Service:
         )
         stack.enter_context(OverflowListener(self._intake.watches, emit))
         self._storage_retry = StorageRetry(self._intake, emit, clock)
+        self._pipeline: JobConsumer
         self._pipeline = self._open_announcer(publisher, stack) if announces else self._open_pipeline(results)
         self._ledger_monitor = LedgerMonitor(
             self._ledger.database,
@@ -333,7 +273,7 @@ class Service:
             )
         )
 
-    def _open_announcer(self, publisher: Publisher, stack: ExitStack) -> Announcer:
+    def _open_announcer(self, publisher: Publisher, stack: ExitStack) -> JobConsumer:
         """What takes the place of a pipeline. Raises ConfigError."""
         from rmbgd.fleet.worker import open_announcer  # its libraries are an extra, and nobody else needs them
 

@@ -55,6 +55,7 @@ class Case:
         return self.words
 
 
+OF_A_FLEET = [f"fleet {words}" for words in ("setup", "status", "drain host", "resume host", "sweep", "retry-dead")]
 CASES = [
     Case("mtbf @/closed.jsonl", "closed.jsonl"),
     Case("mtbf @/closed", "closed"),
@@ -80,6 +81,9 @@ CASES = [
     Case("models fetch birefnet --from @/closed --models-dir @/models", "closed"),
     Case("models fetch birefnet --from @/zeros --models-dir @/fixed", "fixed"),
     Case("models accept rmbg-2.0 --yes --models-dir @/fixed", "fixed"),
+    Case("fleet keys @/fixed", "fixed"),
+    Case("fleet keys @/plain.txt/keys", "plain.txt/keys"),
+    Case("fleet check-broker --monitor file://@/a.png", "a.png"),
     Case("presets check @/closed", "closed"),
     Case("presets check @/listed/missing.jpg", "listed/missing.jpg"),
     Case("presets list --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
@@ -127,7 +131,7 @@ CASES = [
     Case("once @/a.png @/out --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
     *(
         Case(f"{command} --config @/{name}", name, Exit.CONFIGURATION)
-        for command in ("check", "status", "run", "bench")
+        for command in ("check", "status", "run", "announce", "backfill shop", "bench", *OF_A_FLEET)
         for name in ("closed.toml", "closed/rmbgd.toml", "fixed")
     ),
     Case("check --config @/loop", "loop", Exit.CONFIGURATION),
@@ -257,7 +261,7 @@ def test_a_path_that_cannot_be_used_is_told_in_one_line(
     assert len(told[0]) < 400
 
 
-GROUPS = ("models", "presets", "ledger", "hooks", "review", "service")  # of commands
+GROUPS = ("fleet", "models", "presets", "ledger", "hooks", "review", "service")  # of commands
 
 
 def test_no_command_is_left_out() -> None:

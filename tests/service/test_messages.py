@@ -6,7 +6,7 @@ import os
 import signal
 from queue import SimpleQueue
 
-from rmbgd.service.daemon import Message, Signalled, signals
+from rmbgd.service.messages import Message, Signalled, signals
 
 
 def test_signals_arrive_in_order_while_the_main_thread_runs_or_waits() -> None:
