@@ -155,7 +155,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "": (1840, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3890, 29),
+    "cli": (3890, 30),
     "deliver": (1830, 12),
     "config": (1760, 7),
     "doctor": (800, 4),
@@ -164,17 +164,17 @@ BUDGET: dict[str, tuple[int, int]] = {
     "intake": (2240, 14),
     "models": (4760, 26),
     "mtbf": (2150, 10),
-    "pipeline": (1860, 10),
+    "pipeline": (1880, 10),
     "publish": (1830, 8),
-    "service": (3020, 17),
+    "service": (3020, 18),
     "report": (250, 2),
     "evaluate": (920, 6),
     "store": (2250, 13),
     "telemetry": (900, 6),
     "testing": (705, 6),
-    "fleet": (2980, 18),
+    "fleet": (3000, 18),
 }
-MODULES, LINES, TEST_LINES = 265, 44_150, 41_000
+MODULES, LINES, TEST_LINES = 267, 44_250, 41_150
 FILE_LINES, SETTINGS_LINES = 500, 670
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE", help="list of the images (default: in service.state_directory)"
     )
-    parser.add_argument("--anew", action="store_true", help="list the images again")
+    parser.add_argument("--relist", action="store_true", help="list the images once more")
     parser.add_argument("--retry-failed", action="store_true", help="also process what was rejected before")
     add_config(parser, json=True)
 
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> int:
                 manifest,
                 part=options.part or "",
                 window=options.window,
-                anew=options.anew,
+                anew=options.relist,
                 retry_failed=options.retry_failed,
                 tell=tell,
             )

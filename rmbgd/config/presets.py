@@ -17,7 +17,7 @@ Kind = Literal[
 LookT = TypeVar("LookT", bound=Look)
 
 
-class Source(Settings):
+class RuleSource(Settings):
     """Where a rule was read."""
 
     title: str = setting(reason="of the page, as it calls itself")
@@ -33,7 +33,7 @@ class Rule(Settings):
     minimum: float | None = setting(None, unit="of the kind", ge=0, le=1e12, reason="least value that passes")
     maximum: float | None = setting(None, unit="of the kind", ge=0, le=1e12, reason="largest value that passes")
     one_of: list[str] = setting([], unit="words", reason="values that pass, where they are words")
-    source: Source | None = setting(None, reason="where this rule was read, if not where the preset's others were")
+    source: RuleSource | None = setting(None, reason="where this rule was read, if not where the preset's others were")
 
     def contradictions(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
@@ -59,7 +59,7 @@ class Preset(Settings):
     extends: str = setting(
         "", reason="take settings and rules of another preset first; own rules replace those of their kind"
     )
-    source: Source | None = setting(None, reason="where its rules were read; none: rules of our own")
+    source: RuleSource | None = setting(None, reason="where its rules were read; none: rules of our own")
     make: Make = setting(Make(), reason="settings of a file, as in a recipe")
     rule: list[Rule] = setting([], reason="what the finished file must keep, one [[preset.NAME.rule]] for each")
 

@@ -615,7 +615,7 @@ class SourceSettings(Settings):
     lease_maximum: float = setting(1800.0, unit="s", ge=10, le=86_400,
         reason="an image that still is not done after this goes to another worker, moving or not")
     retry_wait: float = setting(30.0, unit="s", ge=0.1, le=3600,
-        reason="pause before an image is leased again that a worker gave back because it could not read or write, and the longest one before the broker is asked again that refused")
+        reason="pause before an image is leased again that a worker gave back because it could not read or write, and the longest one before a broker is asked again that would not answer")
 
     def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
         if not self.servers:

@@ -24,7 +24,7 @@ class Attempts:
 
 
 class AttemptLedger:
-    """Written by whoever has the lease of an image. Raises BrokerFault."""
+    """Written by the one who has the lease of an image. Raises BrokerFault."""
 
     def __init__(self, broker: Broker) -> None:
         self._bucket = Bucket(broker, ATTEMPTS)

@@ -21,7 +21,7 @@ from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import BATCH, publish
 
-WINDOW = 10_000  # images on the queue at once: at 140 bytes each the broker does not notice
+WINDOW = 10_000  # images on the queue at once: at 265 bytes each the broker does not notice
 LOOK_EVERY = 2.0  # s between two questions how many are left there
 PATIENCE = 3  # looks in a row that find the queue empty and nothing new, until what is missing counts as missing
 ROWS = 10_000  # of the manifest that are read, or written, at once

@@ -53,7 +53,7 @@ class Announcement:
 
 
 def decode(data: bytes) -> Announcement:
-    """Raises BadMessage: it says what is wrong, whoever sent it."""
+    """Raises BadMessage: it says what is wrong."""
     if len(data) > BYTES_MAXIMUM:
         raise BadMessage(f"{len(data)} bytes; an announcement has at most {BYTES_MAXIMUM}")
     try:

@@ -156,9 +156,8 @@ class LeaseSource(Inbox):
         count = self._settle()
         deadline = self._clock.monotonic() + STOP_PATIENCE
         while self._owed and self._clock.monotonic() < deadline:
+            time.sleep(0.1)
             self._pay()
-            if self._owed:
-                time.sleep(0.1)
         return count
 
     def release(self) -> None:
@@ -486,7 +485,7 @@ class LeaseSource(Inbox):
         return told | {"roots": sorted(self._roots)} | dict(self._describe_service())
 
     async def _keep_alive(self) -> None:
-        """Extend the leases of images that move. One that does not is told of once."""
+        """Extend the leases of images that move. Of one that does not, tell once."""
         told: set[int] = set()
         while True:
             await asyncio.sleep(self._times.interval)

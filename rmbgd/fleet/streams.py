@@ -20,7 +20,7 @@ from nats.js.api import (
 from rmbgd.fleet.broker import ANSWER_TIMEOUT, Broker, BrokerFault
 from rmbgd.fleet.message import DEAD, DEAD_SUBJECT, QUEUES, consumer, token
 
-MESSAGES_MAXIMUM = 1_000_000  # of a stream: 140 MB at 140 bytes each
+MESSAGES_MAXIMUM = 1_000_000  # of a stream: 265 MB at 265 bytes each
 DUPLICATE_WINDOW = 3600.0  # s in which an announcement that comes again is dropped
 ACKS_PENDING = 20_000  # leases of one root, of all workers together
 

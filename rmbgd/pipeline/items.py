@@ -179,7 +179,7 @@ class JobConsumer(Protocol):
 
     @property
     def jobs(self) -> Sender[Job]:
-        """Whoever sends closes it at the end."""
+        """The sender closes it at the end."""
         ...
 
     def start(self) -> None: ...
