@@ -124,7 +124,7 @@ def plan(options: argparse.Namespace) -> Report:
                 fleet = needed(Fleet(1, 1, decode, encode, device, faults), curve, options)
                 row: dict[str, Any] = {"arrivals": name, "speed": speed, "kind": kind, "gpus": None}
                 if fleet is None:
-                    rows.append((f"{name}, {speed}, {kind}", "out of reach", *[None] * 9))
+                    rows.append((f"{name}, {speed}, {kind}", "out of reach", *[None] * 10))
                     found.append(row)
                     continue
                 outcome = simulated(fleet, curve, options)
@@ -137,11 +137,14 @@ def plan(options: argparse.Namespace) -> Report:
                     **{name: _finite(value) for name, value in latency.items()},
                     "backlog_maximum": round(float(outcome.backlog.max())),
                     "drain_seconds": _finite(max(0.0, outcome.drained - curve.seconds)),
+                    "backfilled_seconds": _finite(outcome.backfilled),
                     "redone": outcome.redone,
                     "resolution_seconds": 0.0 if exact(curve, options) else fleet.resolution,
                 }
                 found.append(row)
-                cells = [_words(row[key]) for key in (*latency, "backlog_maximum", "drain_seconds")]
+                cells = [
+                    _words(row[key]) for key in (*latency, "backlog_maximum", "drain_seconds", "backfilled_seconds")
+                ]
                 rows.append(
                     (
                         f"{name}, {speed}, {kind}",
@@ -199,11 +202,13 @@ def plot(path: Path, shown: Sequence[tuple[str, Outcome]]) -> None:
     figure = Figure(figsize=(10, 9), layout="constrained")
     rate, backlog, p95 = figure.subplots(3, 1, sharex=True)
     for name, outcome in shown:
-        every = max(1, outcome.grid.size // 1000)
-        whole = outcome.grid.size // every * every
+        size = int(np.searchsorted(outcome.grid, outcome.drained))
+        every = max(1, size // 1000)
+        whole = size // every * every
         hours = outcome.grid[:whole].reshape(-1, every).mean(1) / HOUR
         rate.plot(hours, outcome.arrivals[:whole].reshape(-1, every).mean(1))
-        backlog.plot(hours, outcome.backlog[:whole].reshape(-1, every).max(1))
+        waiting = outcome.backlog + outcome.backfill
+        backlog.plot(hours, waiting[:whole].reshape(-1, every).max(1))
         at, values = outcome.over_time(95)
         p95.plot(at / HOUR, values, label=name)
     rate.set_ylabel("arrivals, images/s")

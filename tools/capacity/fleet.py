@@ -9,8 +9,8 @@ start anew. While a worker's GPU is out, its batches take `slower` times as long
 arrivals and normal service counts in each step, with the mean and the variance of the narrowest resource, and a backlog
 reflected at zero (Lindley's recursion; the diffusion limit of G/G/c in heavy traffic). First in, first out gives each
 image's wait from the cumulated arrivals and departures. Backlogs and waits of an overloaded fleet agree within some per
-cent. What waits inside a worker is not seen: near a load of 1, without a backlog, a latency may be too short by up to
-`resolution`, the time that a worker takes for all the images it holds.
+cent. What waits inside a worker is not seen: near a load of 1 without a backlog, or behind images of the backfill that
+workers hold already, a latency may be too short by up to `resolution`, the time a worker takes for all that it holds.
 """
 
 from __future__ import annotations
@@ -79,7 +79,8 @@ class Fleet:
 @dataclass(frozen=True)
 class Outcome:
     """New images: when they came and how long each took in s, and how many each value stands for; infinite, if never
-    done. Over time: arrivals/s and images in the system, backfill too. drained: s until the last was done."""
+    done. Over time: arrivals/s, and images in the system, new and of the backfill. drained: s until the last of both
+    was done; backfilled: of the backfill."""
 
     at: Floats
     latency: Floats
@@ -87,7 +88,9 @@ class Outcome:
     grid: Floats
     arrivals: Floats
     backlog: Floats
+    backfill: Floats
     drained: float
+    backfilled: float
     busy: float = math.nan  # s of cores and, on one machine, of devices
     redone: int = 0
 
@@ -104,7 +107,7 @@ class Outcome:
 
     def over_time(self, percent: float, cells: int = 100) -> tuple[Floats, Floats]:
         """Middles of equal parts of the time, and the percentile of the images that came in each."""
-        edges = np.linspace(0.0, float(self.at[-1]) if self.at.size else 1.0, cells + 1)
+        edges = np.linspace(0.0, float(self.at[self.weight > 0].max(initial=1e-9)), cells + 1)
         cell = np.clip(np.digitize(self.at, edges) - 1, 0, cells - 1)
         found = np.full(cells, np.nan)
         for number in np.unique(cell[self.weight > 0]):
@@ -270,12 +273,21 @@ def by_image(fleet: Fleet, arrivals: Floats, backfill: int = 0, seed: int = 1) -
     last = hall.env.now
     edges = np.linspace(0.0, max(last, 1e-9), CELLS + 1)
     came, went = np.searchsorted(arrivals, edges, "right"), np.searchsorted(np.sort(hall.ends), edges, "right")
-    backlog = came - went + backfill - np.searchsorted(np.array(hall.backfill_ends), edges, "right")
+    left = backfill - np.searchsorted(np.array(hall.backfill_ends), edges, "right")
     busy = hall.busy + (hall.device_busy if fleet.shared else 0.0)
     per_second = np.diff(came, prepend=0) / (edges[1] - edges[0])
-    weight = np.ones(arrivals.size)
     return Outcome(
-        arrivals, hall.ends - arrivals, weight, edges, per_second, backlog.astype(float), last, busy, hall.redone
+        arrivals,
+        hall.ends - arrivals,
+        np.ones(arrivals.size),
+        edges,
+        per_second,
+        (came - went).astype(float),
+        left.astype(float),
+        last,
+        max(hall.backfill_ends, default=0.0),
+        busy,
+        hall.redone,
     )
 
 
@@ -310,24 +322,22 @@ def in_aggregate(fleet: Fleet, curve: Curve, backfill: int = 0, seed: int = 1) -
 
     arriving = came + back
     backlog = _reflected(arriving - served)
-    every = backlog
-    if backfill:
-        every = _reflected(arriving - served + (np.arange(count) == 0) * backfill)
+    every = _reflected(arriving - served + (np.arange(count) == 0) * backfill)
     total = np.cumsum(arriving)
     gone = total - backlog
     wanted = total - arriving / 2
     wait = np.maximum(np.interp(wanted, gone, middle + step / 2) - middle, 0.0)
     wait[wanted > gone[-1]] = math.inf
-    busy_until = np.flatnonzero(every > 0.5)
-    drained = max(curve.seconds, (busy_until[-1] + 1) * step if busy_until.size else 0.0)
     return Outcome(
         np.concatenate([middle, middle]),
         np.concatenate([wait + inside, wait + inside + faults.lease]),
         np.concatenate([np.maximum(came - lost, 0.0), back]),
         middle,
         came / step,
-        every,
-        drained if every[-1] < 0.5 + came.sum() * 1e-6 else math.inf,
+        backlog,
+        every - backlog,
+        max(curve.seconds, _until(every, step)),
+        _until(every - backlog, step),
         redone=round(float(lost.sum())),
     )
 
@@ -337,6 +347,13 @@ def _reflected(steps: Floats) -> Floats:
     walk = np.cumsum(steps)
     reflected: Floats = walk - np.minimum(np.minimum.accumulate(walk), 0.0)
     return reflected
+
+
+def _until(waiting: Floats, step: float) -> float:
+    """Seconds until less than an image waits for good; infinite when the end comes first."""
+    steps = np.flatnonzero(waiting > 0.5)
+    last = steps[-1] + 1 if steps.size else 0
+    return math.inf if last == waiting.size else float(last * step)
 
 
 def _variation(fleet: Fleet) -> float:
