@@ -178,6 +178,27 @@ def test_validate_compares_runs(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert found["ratio_lowest"] == second["ratio"] == pytest.approx(1.0, rel=0.05)
 
 
+def test_validate_takes_times_of_a_quiet_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Threads waited in the run itself: its times are double, the processor seconds are not."""
+    busy, quiet = log_of(tmp_path / "busy", decode=20.0, encode=60.0), log_of(tmp_path / "quiet", 50)
+    words = ["validate", "--json", "--log", str(busy), str(busy), "--cpu-seconds", str(600 * 0.041)]
+    assert main([*words, "--times", str(quiet)]) == 0
+    (run,) = json.loads(capsys.readouterr().out)["runs"]
+    assert (run["workers"], run["images"], run["stage_times_scaled_by"]) == (2, 600, 1.0)
+    assert run["ratio"] == pytest.approx(1.0, rel=0.05)
+
+
+def test_validate_shortens_stages_that_waited(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["validate", "--json", "--processors", "1", "--calibrate", "--times", str(log_of(tmp_path / "times", 50))]
+    for name, images in (("a", 300), ("b", 200)):
+        words += ["--log", str(log_of(tmp_path / name, images)), "--cpu-seconds", str(0.0205 * images)]
+    assert main(words) == 0
+    for run in json.loads(capsys.readouterr().out)["runs"]:
+        assert run["stage_times_scaled_by"] == pytest.approx(0.5)
+        assert run["overhead_ms"] == 0
+        assert run["ratio"] == pytest.approx(1.0, rel=0.05)
+
+
 def test_plan_is_the_same_again_and_plots(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "--arrivals", "mean", "day", "--speed", "26", "--seed", "4", "--mtbf", "50", "--json"]
     texts = []

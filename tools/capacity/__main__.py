@@ -12,11 +12,13 @@ how exact both are; `exact to` is what aggregates do not tell). `load` is the ut
 over what all of them can do. Latency grows without bound as load nears 1. Failures are as likely during the search as
 afterwards: a target that is met with them needs no spare.
 
-`validate` simulates real runs with the stage times of their own logs: workers on one machine, a network that computes
-nothing, all images announced at once. Simulated over real images per processor second should be near 1. Stage times are
-wall time: where more threads ran than processors, times are shortened to the processors' share. What no stage measures
-(claims, the broker, publishing, start) is missing from the simulation; --calibrate takes it from the first run, and
-the others then test it.
+`validate` simulates real runs with measured stage times: workers on one machine, a network that computes nothing, all
+images announced at once. Simulated over real images per processor second should be near 1. Stage times are wall time:
+where threads wait for a processor they are too long. Take them, by --times, from a run of the same images by one worker
+with one thread for each stage on a machine that does nothing else. Without --times they are the run's own, shortened to
+the processors' share where more threads ran than --processors, which is right only if nothing else ran. What no stage
+measures (claims, the broker, publishing, start) is missing; --calibrate takes it from the first run, or shortens the
+stages when they took longer than its processor seconds, and the other runs then test it.
 
 Exit status: 0, 1 when a target is out of reach, 2 for wrong options.
 """
@@ -228,14 +230,20 @@ def validate(options: argparse.Namespace) -> Report:
             f"{len(options.log)} times --log, {len(options.cpu_seconds)} times --cpu-seconds: give one for each"
         )
     rows, found, overhead = [], list[dict[str, Any]](), options.overhead / 1000
+    factor = 1.0
+    calm = read_logs(options.times) if options.times else None
     for number, (logs, processor) in enumerate(zip(options.log, options.cpu_seconds, strict=True)):
         run = read_logs(logs)
+        times = calm or run
         workers = options.workers or len(logs)
-        share = min(1.0, options.processors * run.seconds / run.busy) if run.busy and run.seconds else 1.0
-        decode, encode = run.decode.scaled(share), run.encode.scaled(share)
-        device = Device({size: times.scaled(share) for size, times in run.device.batches.items()}, run.device.largest)
+        share = 1.0 if calm or not times.busy else min(1.0, options.processors * run.seconds / run.busy)
         if options.calibrate and not number:
-            overhead = max(0.0, processor - run.busy * share) / run.images
+            missing = processor / run.images - times.busy * share / times.images
+            overhead, factor = max(0.0, missing), min(1.0, processor * times.images / (run.images * times.busy * share))
+        share *= factor
+        decode, encode = times.decode.scaled(share), times.encode.scaled(share)
+        batches = {size: each.scaled(share) for size, each in times.device.batches.items()}
+        device = Device(batches, times.device.largest)
         encode = replace(encode, mean=encode.mean + overhead, samples=tuple(each + overhead for each in encode.samples))
         fleet = Fleet(workers, options.processors, decode, encode, device, shared=True)
         outcome = by_image(fleet, np.zeros(run.images), seed=options.seed + number)
@@ -339,10 +347,11 @@ def parser() -> argparse.ArgumentParser:
     add = to_validate.add_argument
     add("--log", type=Path, nargs="+", action="append", required=True, help="the logs of a run; repeat for each run")
     add("--cpu-seconds", type=above, action="append", required=True, help="of all workers of a run; repeat likewise")
+    add("--times", type=Path, nargs="+", metavar="LOG", help="take stage times from this quiet run instead")
     add("--workers", type=natural, help="of a run (default: one for each log)")
     add("--processors", type=natural, default=2, help="of the machine (default: %(default)s)")
     add("--overhead", type=_number(0.0), default=0.0, metavar="MS", help="processor ms of an image outside the stages")
-    add("--calibrate", action="store_true", help="take the overhead from the first run")
+    add("--calibrate", action="store_true", help="fit the processor seconds to the first run")
     for each in (to_plan, to_validate):
         each.add_argument("--seed", type=whole, default=1, help="of all random numbers (default: %(default)s)")
         each.add_argument("--json", action="store_true", help="figures for machines")

@@ -190,6 +190,8 @@ def read_logs(paths: Sequence[Path]) -> Measured:
             ends.append(end)
         if len(decode) == before:
             raise BadInput(f"{path}: no image.done with milliseconds of an engine; give a JSON log of rmbgd")
+    if not any(decode) or not any(encode):
+        raise BadInput(f"{paths[0]}: decoding and encoding took no time; give the log of a real run")
     busy = sum(decode) + sum(encode) + sum(sum(times) / size for size, times in batches.items())
     table = {size: Times.measured(times) for size, times in batches.items()}
     device = Device(table, max(table))
