@@ -98,6 +98,8 @@ class LeaseSource(Inbox):
         self._owed: list[tuple[str, bytes]] = []  # answers that the broker has not taken yet
         self._away: dict[str, str] = {}  # roots that are not there -> why
         self._unusable: dict[str, str] = {}  # roots whose messages cannot be served here -> why
+        self._avoided: dict[str, float] = {}  # those of which nothing is leased until then
+        self._stale: list[int] = []  # jobs that were not begun and do not move; the loop appends
         self._next_root_check = self._failures = 0.0
         self._asked = False
         self._drained = False
@@ -171,8 +173,9 @@ class LeaseSource(Inbox):
         self._broker.every(self._keep_alive)
         with jobs, refusals:
             while not self._closing:
-                self._heartbeat.working()
+                self._heartbeat.waiting()  # for the broker, each of whose answers has a deadline
                 self._settle()
+                self._heartbeat.working()
                 self._look_after()
                 self._send_suspect(jobs)
                 self._take(jobs, refusals)
@@ -221,7 +224,9 @@ class LeaseSource(Inbox):
 
     def _take(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         """Lease as many as there is room for, and send on what is to be done."""
-        closed = {*self._paused_folders(), *self._space.closed, *self._by_operator, *self._away}
+        now = self._clock.monotonic()
+        avoided = {root for root, until in self._avoided.items() if until > now}
+        closed = {*self._paused_folders(), *self._space.closed, *self._by_operator, *self._away, *avoided}
         names = [] if self._drained or "" in closed else [name for name in self._roots if name not in closed]
         with self._lock:
             held = len(self._held)
@@ -246,6 +251,7 @@ class LeaseSource(Inbox):
             self._waiting_there.clear()
         for held_now, found in self._looks.map(self._look, deliveries):
             if held_now is not None and found is not None:
+                self._unusable.pop(held_now.announced.root, None)
                 self._begin(held_now, found, jobs, refusals)
 
     def _compared(self) -> None:
@@ -288,8 +294,8 @@ class LeaseSource(Inbox):
             return None, None
         if announced.recipe != root.folder.recipe:
             detail = f"root '{announced.root}' is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
-            self._refuse_root(announced.root, f"{detail} here; give all machines the same configuration")
-            self._owe(delivery, put_back(self._retry_wait))
+            self._avoid(announced.root, f"{detail} here; give all machines the same configuration")
+            self._give_back_delivery(held, self._retry_wait)
             return None, None
         try:
             if delivery.deliveries > 1:
@@ -300,8 +306,9 @@ class LeaseSource(Inbox):
         except BrokerFault:
             self._owe(delivery, put_back(UNSEEN_WAIT))
             return None, None
-        except (OSError, StorageFault):
-            self._owe(delivery, put_back(self._retry_wait))
+        except (OSError, StorageFault) as error:
+            self._avoid(announced.root, f"cannot be read now: {error}")
+            self._give_back_delivery(held, self._retry_wait)
             return None, None
         if found.state in ("gone", "superseded"):
             if delivery.deliveries == 1:  # perhaps this machine does not see it yet
@@ -385,7 +392,13 @@ class LeaseSource(Inbox):
         for job, why in notes.returns:
             if (held := self._of(job.job_id)) is not None:
                 self._returned(held, why)
-        if self._closing:  # what was not begun
+        stale, self._stale = self._stale, []
+        for held in filter(
+            None, map(self._of, stale)
+        ):  # another worker may have room; if it is begun here, it is twice
+            self._mark_given_back(held)
+            self._end(held, put_back())
+        if self._closing or self._drained or self._by_operator:  # what was not begun
             for held in self._suspects:
                 self._end(held, put_back())
             self._suspects.clear()
@@ -458,7 +471,9 @@ class LeaseSource(Inbox):
             keys = {"folder": announced.root, "path": announced.key, "fingerprint": announced.fingerprint}
         self._emit("lease.dropped", lease=delivery.name, **keys, **told)
 
-    def _refuse_root(self, root: str, why: str) -> None:
+    def _avoid(self, root: str, why: str) -> None:
+        """Lease nothing of it for a while: its images wait in the queue, for machines that can."""
+        self._avoided[root] = self._clock.monotonic() + self._retry_wait
         if self._unusable.get(root) != why:
             self._unusable[root] = why
             self._emit("source.unusable", folder=root, detail=why)
@@ -495,6 +510,10 @@ class LeaseSource(Inbox):
             moving = {job for job, held in leases.items() if may_extend(held.progress, self._entered, now, self._times)}
             await self._broker.extend([held.delivery.reply for job, held in leases.items() if job in moving])
             for job, held in leases.items():
-                if job not in moving | told and held.job is not None:
+                if job in moving | told or held.job is None:
+                    continue
+                if held.progress.stage == LEASED and not held.alone:
+                    self._stale.append(job)
+                else:
                     self._emit("lease.lost", **job_keys(held.job), stage=held.progress.stage)
             told = leases.keys() - moving
