@@ -212,7 +212,7 @@ class Broker:
             **self._options,
         )
         version = client.connected_server_version
-        self.version = str(version)
+        self.version = f"{version.major}.{version.minor}.{version.patch}"
         if (version.major, version.minor) < OLDEST_SERVER:
             await client.close()
             wanted = ".".join(map(str, OLDEST_SERVER))

@@ -10,6 +10,7 @@ tests. Everything is off unless asked for.
              in "-1", "-2" ...
     pace     {"factor": 1000, "since": s since 1970}: the wall clock runs `factor` times as fast from then on, over
              restarts too, and old rows are looked for every second; monotonic time, and the times in the log, are true
+    announces  it announces images instead of computing them
     left     every image is left to another device, which is not there: no thread hangs, and nothing moves
     count    a file that gets one line per image the engine computed
     entered  a file that gets one line per image the engine was given, before it computes
@@ -208,7 +209,7 @@ def main() -> int:
     if options.get("left"):
         DeviceThread._choose = lambda *_: None  # type: ignore[method-assign]
     daemon.run = functools.partial(daemon.run, build_devices=devices)
-    return cli.main(["run", "--config", str(config)])
+    return cli.main(["announce" if options.get("announces") else "run", "--config", str(config)])
 
 
 if __name__ == "__main__":
