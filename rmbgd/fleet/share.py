@@ -122,7 +122,8 @@ class SharedRoot:
                 raise FileNotFoundError(errno.ENOENT, "the root is not there", root) from None
             return RootInput("gone")
         if not is_beneath(root, os.path.dirname(key)):
-            return RootInput("refused", detail="a folder on its way is a symbolic link, which may lead out of the root")
+            why = "a folder on its way is a symbolic link, which may lead out of the root"
+            return RootInput("refused", path, version_of(status), why)
         if not stat.S_ISREG(status.st_mode):
             return RootInput("refused", path, version_of(status), "no regular file")
         state: Literal["ready", "superseded"]

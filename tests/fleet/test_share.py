@@ -345,7 +345,9 @@ def test_what_is_no_file_below_the_root_is_refused(share: Share, key: str) -> No
     (share.roots["input"] / "folder").symlink_to(outside)
     (share.roots["input"] / "link.jpg").symlink_to(outside / "a.jpg")
     (share.roots["input"] / "here").mkdir()
-    assert share.root().source(key, "5-1").state == "refused"
+    found = share.root().source(key, "5-1")
+    assert found.state == "refused"
+    assert found.version is not None  # of which its refusal is
 
 
 def test_outputs_do_not_follow_links_out_of_the_root(share: Share) -> None:
