@@ -196,14 +196,20 @@ class Broker:
         async def on_closed() -> None:
             closed.set()
 
-        async def on_error(error: Exception) -> None:
-            self._denied = str(error)
+        failed: list[Exception] = []
 
-        client = await nats.connect(
+        async def on_error(error: Exception) -> None:
+            failed[:] = [error]
+            if "permissions violation" in str(error).lower():
+                self._denied = str(error)
+
+        connection = nats.connect(
             servers=list(self._settings.servers),
             name=self._name,
             connect_timeout=int(CONNECT_TIMEOUT),
             allow_reconnect=False,
+            max_reconnect_attempts=1,  # or it tries for minutes, and says nothing
+            reconnect_time_wait=0,
             closed_cb=on_closed,
             disconnected_cb=on_closed,
             error_cb=on_error,
@@ -211,6 +217,11 @@ class Broker:
             max_outstanding_pings=2,
             **self._options,
         )
+        try:
+            client = await connection
+        except nats.errors.NoServersError as error:
+            cause = failed[0] if failed else error
+            raise cause if isinstance(cause, (TimeoutError, OSError, nats.errors.Error)) else error from None
         version = client.connected_server_version
         self.version = f"{version.major}.{version.minor}.{version.patch}"
         if (version.major, version.minor) < OLDEST_SERVER:

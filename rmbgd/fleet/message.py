@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 
 from rmbgd.errors import RmbgdError
 
-BYTES_MAXIMUM = 8192  # of one message; a path has at most 4096 bytes
+BYTES_MAXIMUM = 32 << 10  # of one message; a path has at most 4096 bytes, and each may take six in JSON
 VERSION = 1
 
 HOT, BULK, DEAD = "RMBGD_HOT", "RMBGD_BULK", "RMBGD_DEAD"

@@ -12,10 +12,11 @@ or the set counts as absent and is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from typing import Literal
@@ -26,6 +27,7 @@ from rmbgd.config.load import Folder, Recipe
 from rmbgd.errors import ImageError, Reason
 from rmbgd.fleet.message import unusable
 from rmbgd.fs import FileSystem, FileVersion, SystemFileSystem, storage_faults, version_of
+from rmbgd.mounts import is_there
 from rmbgd.pipeline.produce import planned
 from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
 from rmbgd.publish.publisher import SourceChanged
@@ -110,15 +112,18 @@ class SharedRoot:
     # ------------------------------------------------------------------------------------------------ what stands
 
     def source(self, key: str, fingerprint: str) -> RootInput:
-        """The input as it is now."""
+        """The input as it is now. Raises OSError, also where the whole root is away."""
         root = str(self.folder.input)
         path = os.path.join(root, key)
         try:
             status = os.lstat(path)
         except (FileNotFoundError, NotADirectoryError):
+            if not is_there(root, require_mount=self.folder.require_mount):
+                raise FileNotFoundError(errno.ENOENT, "the root is not there", root) from None
             return RootInput("gone")
         if not is_beneath(root, os.path.dirname(key)):
-            return RootInput("refused", detail="a folder on its way is a symbolic link, which may lead out of the root")
+            why = "a folder on its way is a symbolic link, which may lead out of the root"
+            return RootInput("refused", path, version_of(status), why)
         if not stat.S_ISREG(status.st_mode):
             return RootInput("refused", path, version_of(status), "no regular file")
         state: Literal["ready", "superseded"]
@@ -126,16 +131,16 @@ class SharedRoot:
         return RootInput(state, path, version_of(status))
 
     def answer(self, key: str, fingerprint: str) -> RootAnswer | None:
-        """What this version got before, with this recipe; None: nothing, or not all of it stands."""
-        for root in roots_of_sets(self.folder):
-            for path in self._record_names(key):
-                story = self._story(os.path.join(root, path), key)
-                if story is not None and self._is_whole(root, story, fingerprint):
-                    return RootAnswer("done", story)
-        story = read_json(self._reason_path(key))
-        if (story.get("folder"), story.get("path"), story.get("fingerprint")) == (self.folder.name, key, fingerprint):
-            return RootAnswer("failed", story)
-        return None
+        """What this version got before, with this recipe; None: nothing, or not all of it, or more.
+
+        A worker that died may have left what an older version had: publishing again removes it.
+        """
+        records = list(self._records(key))
+        refusal = self._story(self._reason_path(key), key)
+        whole = [story for root, _, story in records if self._is_whole(root, story, fingerprint)]
+        if whole:
+            return RootAnswer("done", whole[0]) if len(records) == 1 and refusal is None else None
+        return RootAnswer("failed", refusal) if refusal is not None and self._is_of(refusal, fingerprint) else None
 
     def unchanged(self, job: Job) -> None:
         """Raises SourceChanged: the input is another by now, or is gone."""
@@ -157,13 +162,12 @@ class SharedRoot:
         StorageFault, ImageError where both of its names are another's, SourceChanged.
         """
         output, *review = roots_of_sets(self.folder)
-        root, elsewhere = (review[0], [output]) if files.review else (output, review)
+        root = review[0] if files.review else output
         with storage_faults(root):
             files.seal()
             self.unchanged(job)
             published, standing = self._place(job, files, root, told)
-            for other in elsewhere:
-                self._remove_older(other, job)
+            self._remove_others(job, root, published)
             self._withdraw_refusal(job)
         return published, standing
 
@@ -280,7 +284,8 @@ class SharedRoot:
         """So that it is tried again; False when there was none."""
         if self._story(path := self._reason_path(key), key) is None:
             return False
-        self._fs.unlink(path)
+        with contextlib.suppress(FileNotFoundError):  # another worker did
+            self._fs.unlink(path)
         return True
 
     def _withdraw_refusal(self, job: Job) -> None:
@@ -326,11 +331,21 @@ class SharedRoot:
             return False
         return all(_has_size(os.path.join(root, path), size) for path, size in files)
 
-    def _remove_older(self, root: str, job: Job) -> None:
-        """What an older version of the input has in the other root."""
-        for path in self._record_names(job.relative_path):
-            if (story := self._story(os.path.join(root, path), job.relative_path)) is not None:
-                self._remove(root, [path, *(each for each, _ in _files_of(story))])
+    def _records(self, key: str) -> Iterator[tuple[str, str, dict[str, object]]]:
+        """Root, path and story of each record of an input: more than one where a worker died."""
+        for root in roots_of_sets(self.folder):
+            for path in self._record_names(key):
+                if (story := self._story(os.path.join(root, path), key)) is not None:
+                    yield root, path, story
+
+    def _remove_others(self, job: Job, root: str, published: Published) -> None:
+        """What older versions of the input have in the other root, or under its other name; the record last."""
+        record = names.sidecar_name(published.path)
+        kept = {(root, file.path) for file in published.files} | {(root, record)}
+        for there, path, story in list(self._records(job.relative_path)):
+            if (there, path) != (root, record):
+                files = [each for each, _ in _files_of(story) if (there, each) not in kept]
+                self._remove(there, [*files, path])
 
     def _remove(self, root: str, paths: Iterable[str]) -> None:
         for path in paths:
