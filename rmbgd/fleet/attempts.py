@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rmbgd.fleet.broker import Broker
+from rmbgd.fleet.broker import Broker, BrokerFault
 from rmbgd.fleet.streams import ATTEMPTS, Bucket
 
 
@@ -24,12 +25,13 @@ class Attempts:
 
 
 class AttemptLedger:
-    """Written by the one who has the lease of an image. Raises BrokerFault."""
+    """Written by the one who has the lease of an image."""
 
-    def __init__(self, broker: Broker) -> None:
-        self._bucket = Bucket(broker, ATTEMPTS)
+    def __init__(self, broker: Broker, worker: str) -> None:
+        self._bucket, self._worker = Bucket(broker, ATTEMPTS), worker
 
     def read(self, identity: str) -> Attempts:
+        """Raises BrokerFault."""
         found = self._bucket.get(identity)
         try:
             story: Mapping[str, Any] = json.loads(found) if found else {}
@@ -37,19 +39,21 @@ class AttemptLedger:
         except (ValueError, AttributeError, TypeError):  # written by something else: it counts for nothing
             return Attempts()
 
-    def begins_alone(self, identity: str, before: Attempts, worker: str) -> Attempts:
-        """Counted before it begins, so that the count survives whatever happens then."""
+    def begins_alone(self, identity: str, before: Attempts) -> Attempts:
+        """Counted before it begins, so that the count survives whatever happens then. Raises BrokerFault."""
         after = Attempts(before.alone + 1, before.given_back_at)
-        self._write(identity, after, worker)
+        self._write(identity, after)
         return after
 
-    def given_back(self, identity: str, before: Attempts, deliveries: int, worker: str) -> None:
+    def given_back(self, identity: str, before: Attempts, deliveries: int) -> None:
         """It is no suspect when it is delivered the next time."""
-        self._write(identity, Attempts(before.alone, deliveries), worker)
+        with suppress(BrokerFault):  # then it runs alone, which costs time only
+            self._write(identity, Attempts(before.alone, deliveries))
 
     def forget(self, identity: str) -> None:
-        self._bucket.delete(identity)
+        with suppress(BrokerFault):  # the bucket forgets it itself after some days
+            self._bucket.delete(identity)
 
-    def _write(self, identity: str, attempts: Attempts, worker: str) -> None:
-        story = {"alone": attempts.alone, "given_back_at": attempts.given_back_at, "worker": worker}
+    def _write(self, identity: str, attempts: Attempts) -> None:
+        story = {"alone": attempts.alone, "given_back_at": attempts.given_back_at, "worker": self._worker}
         self._bucket.put(identity, json.dumps(story).encode())

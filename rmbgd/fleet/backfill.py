@@ -22,7 +22,7 @@ from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import BATCH, publish
 
 WINDOW = 10_000  # images on the queue at once: at 265 bytes each the broker does not notice
-LOOK_EVERY = 2.0  # s between two questions how many are left there
+LOOK_EVERY = 1.0  # s between two questions how many are left there
 PATIENCE = 3  # looks in a row that find the queue empty and nothing new, until what is missing counts as missing
 ROWS = 10_000  # of the manifest that are read, or written, at once
 
@@ -149,15 +149,14 @@ class _Feeder:
 
     def run(self) -> Completeness:
         """Feed once, then wait; what is missing then was lost on the way, and is fed once more."""
-        for _ in range(2):
-            self._feed()
-            self._wait_until_empty()
-            self._count()
-            if not self.progress.missing:
+        for again in (self._retry_failed, True):
+            self._feed(again=again)
+            if self._is_complete():
                 break
         return self.progress
 
-    def _feed(self) -> None:
+    def _feed(self, *, again: bool) -> None:
+        """`again`: also what was announced just now, as its name may have been lost since, or its result."""
         progress, batch = self.progress, []
         progress.done = progress.failed = 0
         for entry, kind in answered(self._root, filter(lambda each: not unusable(each.key), self._images.entries())):
@@ -168,19 +167,19 @@ class _Feeder:
                 continue
             batch.append(entry)
             if len(batch) >= min(BATCH, self._window):
-                self._publish(batch)
+                self._publish(batch, again)
                 batch = []
         if batch:
-            self._publish(batch)
+            self._publish(batch, again)
         self._retry_failed = False
 
-    def _publish(self, batch: list[Entry]) -> None:
+    def _publish(self, batch: list[Entry], again: bool) -> None:
         """As soon as the window has room; a full queue is waited for."""
         while True:
             self._look()
             if self.progress.queued + len(batch) <= self._window:
                 try:
-                    self.progress.announced += publish(self._broker, BULK, self._root, batch)
+                    self.progress.announced += publish(self._broker, BULK, self._root, batch, again=again)
                 except BrokerFault as fault:
                     if fault.kind not in ("full", "unreachable"):
                         raise
@@ -190,13 +189,18 @@ class _Feeder:
                     return
             time.sleep(LOOK_EVERY)
 
-    def _wait_until_empty(self) -> None:
+    def _is_complete(self) -> bool:
+        """Wait until the queue is empty; has every image its answer then?"""
         empty = 0
-        while empty < PATIENCE:
+        while True:
             self._look()
-            empty = 0 if self.progress.queued else empty + 1
             self._tell(self.progress)
-            time.sleep(LOOK_EVERY if empty < PATIENCE else 0)
+            empty = 0 if self.progress.queued else empty + 1
+            if empty in (1, PATIENCE):
+                self._count()
+                if empty == PATIENCE or not self.progress.missing:
+                    return not self.progress.missing
+            time.sleep(LOOK_EVERY)
 
     def _look(self) -> None:
         """How many are on the queue; a broker that is away is waited for."""

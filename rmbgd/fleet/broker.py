@@ -298,6 +298,14 @@ class Broker:
         with self._faults():
             return await self._pulls.lease(places, count, wait)
 
+    def arrived(self) -> list[Delivery]:
+        """What earlier questions brought after they had been answered: it is leased, and ours. Raises BrokerFault."""
+
+        async def take() -> list[Delivery]:
+            return self._pulls.take() if self._pulls is not None else []
+
+        return self.call(take(), ANSWER_TIMEOUT)
+
     def answer(self, answers: Sequence[tuple[str, bytes]]) -> None:
         """Acknowledge deliveries, or put them back: (reply, word) pairs, sent all or none. Raises BrokerFault."""
 
@@ -393,6 +401,10 @@ class _Pulls:
     async def begin(self) -> None:
         self._subscription = await self._client.subscribe(f"{self._inbox}.*", cb=self._receive)
 
+    def take(self, count: int | None = None) -> list[Delivery]:
+        taken, self._arrived = self._arrived[:count], [] if count is None else self._arrived[count:]
+        return taken
+
     async def lease(self, places: Sequence[tuple[str, str]], count: int, wait: float) -> list[Delivery]:
         missing = ""
         for place in places:
@@ -411,8 +423,7 @@ class _Pulls:
                     await self._request(place, {"batch": 1, "expires": int(wait * 1e9)}, waits=True)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._first(), wait)
-        taken, self._arrived = self._arrived[:count], self._arrived[count:]
-        return taken
+        return self.take(count)
 
     async def _request(self, place: tuple[str, str], wanted: Mapping[str, object], *, waits: bool = False) -> str:
         self._number += 1

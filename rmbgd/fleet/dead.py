@@ -23,7 +23,7 @@ def retry_dead(broker: Broker, roots: Sequence[SharedRoot]) -> tuple[int, int]:
 
     Each leaves the stream only when its name is on the queue. Raises BrokerFault, OSError.
     """
-    known, attempts = {root.folder.name: root for root in roots}, AttemptLedger(broker)
+    known, attempts = {root.folder.name: root for root in roots}, AttemptLedger(broker, "administrator")
     retried = left = 0
     for sequence, data in _letters(broker):
         try:

@@ -15,18 +15,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
 
 from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Config
-from rmbgd.errors import Reason, StorageFault
+from rmbgd.errors import Reason
 from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
-from rmbgd.fleet.broker import ACK, TERMINATE, Broker, BrokerFault, Delivery, put_back
+from rmbgd.fleet.broker import ACK, Broker, BrokerFault, Delivery, put_back
 from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
-from rmbgd.fleet.message import Announcement, BadMessage
-from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
+from rmbgd.fleet.message import Announcement
+from rmbgd.fleet.share import RootInput, SharedRoot
+from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake.disk_space import DiskSpaceGuard
@@ -44,7 +44,6 @@ LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answ
 WAIT = 1.0  # s that one question for messages waits for the first
 ROOT_CHECK = 5.0  # s between two looks whether the roots are there
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
-UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
 STOP_PATIENCE = 5.0  # s for what is still owed to the broker
 
 
@@ -56,7 +55,7 @@ class Held:
     announced: Announcement
     attempts: Attempts
     progress: LeaseProgress
-    job: Job | None = None
+    job: Job
     alone: bool = False
     is_dead: bool = False  # it is to be a dead letter
 
@@ -85,7 +84,8 @@ class LeaseSource(Inbox):
         self._clock, self._emit, self._heartbeat, self._on_compared = clock, emit, heartbeat, on_compared
         source = config.source
         self._times, self._retry_wait = LeaseTimes(source.lease, source.lease_maximum), source.retry_wait
-        self._ledger = AttemptLedger(broker)
+        self._ledger = AttemptLedger(broker, self._worker)
+        self._triage = Triage(roots, self._ledger, emit, source.retry_wait)
         self._reports = WorkerReports(broker, self._worker, self._report, self.drain)
         self._describe_service = describe
         self._reported = (clock.monotonic(), 0)  # when, and how many had ended; the loop's
@@ -146,7 +146,7 @@ class LeaseSource(Inbox):
             return []
         now = self._clock.monotonic()
         with self._lock:
-            jobs = [held.job for held in self._held.values() if held.job is not None]
+            jobs = [held.job for held in self._held.values()]
         wanted = sorted((job for job in jobs if question.folder in (None, job.folder)), key=lambda job: job.claimed_at)
         return [
             {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "attempt": job.attempt}
@@ -231,17 +231,18 @@ class LeaseSource(Inbox):
         with self._lock:
             held = len(self._held)
         room = min(jobs.free(), int(self._window.size) - held)
-        if not names or room <= 0 or self._suspects:
-            self._compared()
-            self._sleep(WAIT / 4 if self._suspects else WAIT, self._heartbeat)
-            return
         names.sort(key=lambda name: -self._roots[name].folder.priority)
         places = [(stream, message.consumer(name)) for stream in message.QUEUES for name in names]
+        idle = not names or room <= 0 or bool(self._suspects)
         self._heartbeat.waiting()
         try:
-            deliveries = self._broker.lease(places, room, WAIT)
+            deliveries = self._broker.arrived() if idle else self._broker.lease(places, room, WAIT)
         except BrokerFault as fault:
             self._heard_from_broker(fault)
+            return
+        if idle and not deliveries:
+            self._compared()
+            self._sleep(WAIT / 4 if self._suspects else WAIT, self._heartbeat)
             return
         self._heard_from_broker(None)
         self._heartbeat.working()
@@ -249,10 +250,13 @@ class LeaseSource(Inbox):
             self._waiting_there[delivery.stream, delivery.consumer] = delivery.waiting
         if not deliveries:
             self._waiting_there.clear()
-        for held_now, found in self._looks.map(self._look, deliveries):
-            if held_now is not None and found is not None:
-                self._unusable.pop(held_now.announced.root, None)
-                self._begin(held_now, found, jobs, refusals)
+        for seen in self._looks.map(self._triage.look, deliveries):
+            if isinstance(seen, Todo):
+                self._begin(seen, jobs, refusals)
+                continue
+            self._owe(seen.delivery, seen.word)
+            if seen.avoid is not None:
+                self._avoid(*seen.avoid)
 
     def _compared(self) -> None:
         if not self._asked:
@@ -277,74 +281,16 @@ class LeaseSource(Inbox):
 
     # ------------------------------------------------------------------------------------------------ one lease
 
-    def _look(self, delivery: Delivery) -> tuple[Held | None, RootInput | RootAnswer | None]:
-        """What there is to do for a delivery; None, and it is answered, where nothing is. Threads of the pool's."""
-        now = self._clock.monotonic()
-        try:
-            announced = message.decode(delivery.data)
-        except BadMessage as error:
-            self._drop(delivery, TERMINATE, why="bad_message", detail=str(error))
-            return None, None
-        held = Held(delivery, announced, Attempts(), LeaseProgress(now, LEASED, now))
-        root = self._roots.get(announced.root)
-        if root is None or message.consumer(announced.root) != delivery.consumer:
-            self._drop(
-                delivery, TERMINATE, announced, why="bad_message", detail="it names another root than its subject"
-            )
-            return None, None
-        if announced.recipe != root.folder.recipe:
-            detail = f"root '{announced.root}' is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
-            self._avoid(announced.root, f"{detail} here; give all machines the same configuration")
-            self._give_back_delivery(held, self._retry_wait)
-            return None, None
-        try:
-            if delivery.deliveries > 1:
-                held.attempts = self._ledger.read(announced.identity)
-            if (answer := root.answer(announced.key, announced.fingerprint)) is not None:
-                return self._answered(held, answer)
-            found = root.source(announced.key, announced.fingerprint)
-        except BrokerFault:
-            self._owe(delivery, put_back(UNSEEN_WAIT))
-            return None, None
-        except (OSError, StorageFault) as error:
-            self._avoid(announced.root, f"cannot be read now: {error}")
-            self._give_back_delivery(held, self._retry_wait)
-            return None, None
-        if found.state in ("gone", "superseded"):
-            if delivery.deliveries == 1:  # perhaps this machine does not see it yet
-                self._give_back_delivery(held, UNSEEN_WAIT)
-            else:
-                self._drop(delivery, ACK, announced, why=found.state, detail="another version has its own announcement")
-            return None, None
-        return held, found
-
-    def _answered(self, held: Held, answer: RootAnswer) -> tuple[None, None]:
-        """The root has its answer. One that was leased before may lack its event: the worker died behind publishing."""
-        delivery, announced = held.delivery, held.announced
-        if delivery.deliveries == 1:
-            self._drop(delivery, ACK, announced, why="answered", detail=answer.kind)
-            return None, None
-        keys: dict[str, Any] = {"job": secrets.randbits(48), "folder": announced.root, "path": announced.key}
-        keys |= {"attempt": 1, "lease": delivery.name, "fingerprint": announced.fingerprint, "milliseconds": {}}
-        if answer.kind == "done":
-            self._emit("image.done", **(done_again(answer.story) | keys), recovered=True)
-        else:
-            told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
-            self._emit("image.failed", **keys, **told, recovered=True)
-        self._forget(held)
-        self._owe(delivery, ACK)
-        return None, None
-
-    def _begin(self, held: Held, found: RootInput | RootAnswer, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
-        assert isinstance(found, RootInput)
+    def _begin(self, todo: Todo, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
+        announced, found, now = todo.announced, todo.found, self._clock.monotonic()
         assert found.version is not None
-        announced, now = held.announced, self._clock.monotonic()
-        leased = Leased(held.delivery.name, announced.fingerprint)
-        attempt = held.attempts.alone + 1
-        place = (announced.root, announced.key, found.path, found.version, attempt)
-        held.job = Job(secrets.randbits(48), *place, now, now, claimed_by_rename=False, final=True, leased=leased)
+        self._unusable.pop(announced.root, None)
+        leased = Leased(todo.delivery.name, announced.fingerprint)
+        place = (announced.root, announced.key, found.path, found.version, todo.attempts.alone + 1)
+        job = Job(secrets.randbits(48), *place, now, now, claimed_by_rename=False, final=True, leased=leased)
+        held = Held(todo.delivery, announced, todo.attempts, LeaseProgress(now, LEASED, now), job)
         with self._lock:
-            self._held[held.job.job_id] = held
+            self._held[job.job_id] = held
         if found.state == "refused":
             self._refuse(held, Reason.NOT_REGULAR, found.detail, refusals)
         elif held.attempts.alone >= ATTEMPTS_ALONE:
@@ -357,10 +303,9 @@ class LeaseSource(Inbox):
             else:  # still a suspect when it comes back
                 self._end(held, put_back(UNSEEN_WAIT))
         else:
-            jobs.send(held.job)
+            jobs.send(job)
 
     def _refuse(self, held: Held, reason: Reason, detail: str, refusals: Sender[Arrival]) -> None:
-        assert held.job is not None
         refusals.send(Rejection(held.job, reason, detail, "intake", Timing()))
 
     def _send_suspect(self, jobs: Sender[Job]) -> None:
@@ -370,9 +315,8 @@ class LeaseSource(Inbox):
         if not self._suspects or busy or not jobs.free():
             return
         held = self._suspects[0]
-        assert held.job is not None
         try:
-            held.attempts = self._ledger.begins_alone(held.announced.identity, held.attempts, self._worker)
+            held.attempts = self._ledger.begins_alone(held.announced.identity, held.attempts)
         except BrokerFault:  # it could not be counted, so it does not begin
             return
         self._suspects.pop(0)
@@ -393,10 +337,8 @@ class LeaseSource(Inbox):
             if (held := self._of(job.job_id)) is not None:
                 self._returned(held, why)
         stale, self._stale = self._stale, []
-        for held in filter(
-            None, map(self._of, stale)
-        ):  # another worker may have room; if it is begun here, it is twice
-            self._mark_given_back(held)
+        for held in filter(None, map(self._of, stale)):  # begun here all the same, it is done twice
+            self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
             self._end(held, put_back())
         if self._closing or self._drained or self._by_operator:  # what was not begun
             for held in self._suspects:
@@ -413,7 +355,8 @@ class LeaseSource(Inbox):
         self._window.ended(self._clock.monotonic() - held.progress.leased_at)
         if held.is_dead:
             self._bury(held)
-        self._forget(held)
+        if held.delivery.deliveries > 1:
+            self._ledger.forget(held.announced.identity)
         self._end(held, ACK)
 
     def _bury(self, held: Held) -> None:
@@ -424,7 +367,6 @@ class LeaseSource(Inbox):
 
     def _returned(self, held: Held, why: str) -> None:
         """It could not be judged: another worker may, or this one later."""
-        assert held.job is not None
         if why in ("changed", "vanished"):
             announced = held.announced
             try:
@@ -432,44 +374,19 @@ class LeaseSource(Inbox):
             except OSError:
                 found = RootInput("ready")
             if found.state in ("gone", "superseded"):
-                self._tell_dropped(held.delivery, announced, why=found.state, detail="while it was worked on")
-                self._forget(held)
+                self._triage.tell(held.delivery, announced, why=found.state, detail="while it was worked on")
+                self._ledger.forget(announced.identity)
                 self._end(held, ACK)
                 return
         delay = 0.0 if why in ("stopping", "changed", "review") else self._retry_wait
-        self._mark_given_back(held)
+        self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
         self._end(held, put_back(delay))
 
-    def _give_back_delivery(self, held: Held, delay: float) -> None:
-        self._mark_given_back(held)
-        self._owe(held.delivery, put_back(delay))
-
-    def _mark_given_back(self, held: Held) -> None:
-        identity, times = held.announced.identity, held.delivery.deliveries
-        with suppress(BrokerFault):  # then it runs alone next time, which costs time only
-            self._ledger.given_back(identity, held.attempts, times, self._worker)
-
-    def _forget(self, held: Held) -> None:
-        if held.delivery.deliveries > 1:
-            with suppress(BrokerFault):  # the bucket forgets it itself after some days
-                self._ledger.forget(held.announced.identity)
-
     def _end(self, held: Held, word: bytes) -> None:
-        assert held.job is not None
         with self._lock:
             self._held.pop(held.job.job_id, None)
         self._entered["ended"] = self._clock.monotonic()
         self._owe(held.delivery, word)
-
-    def _drop(self, delivery: Delivery, word: bytes, announced: Announcement | None = None, **told: str) -> None:
-        self._tell_dropped(delivery, announced, **told)
-        self._owe(delivery, word)
-
-    def _tell_dropped(self, delivery: Delivery, announced: Announcement | None, **told: str) -> None:
-        keys: dict[str, str] = {}
-        if announced is not None:
-            keys = {"folder": announced.root, "path": announced.key, "fingerprint": announced.fingerprint}
-        self._emit("lease.dropped", lease=delivery.name, **keys, **told)
 
     def _avoid(self, root: str, why: str) -> None:
         """Lease nothing of it for a while: its images wait in the queue, for machines that can."""
@@ -510,7 +427,7 @@ class LeaseSource(Inbox):
             moving = {job for job, held in leases.items() if may_extend(held.progress, self._entered, now, self._times)}
             await self._broker.extend([held.delivery.reply for job, held in leases.items() if job in moving])
             for job, held in leases.items():
-                if job in moving | told or held.job is None:
+                if job in moving | told:
                     continue
                 if held.progress.stage == LEASED and not held.alone:
                     self._stale.append(job)

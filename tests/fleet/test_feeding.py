@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import Exit
+from rmbgd.fleet.source import WAIT
 from tests.support.fleet import FleetUnderTest
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
@@ -174,6 +175,7 @@ def test_an_administrator_sees_and_drains(tmp_path: Path) -> None:
         host = worker["host"]
         assert "is drained" in rmbgd(fleet, "fleet", "drain", host)
         fleet.workers[0].wait_for("source.drained")
+        time.sleep(2 * WAIT)  # a question for messages that was asked before may still bring one
         fleet.drop_all({"a.png": sample_image(1)})
         assert host in rmbgd(fleet, "fleet", "status")
         assert fleet.records() == {}

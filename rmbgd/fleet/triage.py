@@ -1,0 +1,104 @@
+"""What there is to do for a leased message: nothing, because its root has the answer, or an image to be processed."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rmbgd.errors import StorageFault
+from rmbgd.events import Emit
+from rmbgd.fleet import message
+from rmbgd.fleet.attempts import AttemptLedger, Attempts
+from rmbgd.fleet.broker import ACK, TERMINATE, BrokerFault, Delivery, put_back
+from rmbgd.fleet.message import Announcement, BadMessage
+from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
+
+UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """An image to be processed, or to be refused, as `found` says."""
+
+    delivery: Delivery
+    announced: Announcement
+    attempts: Attempts
+    found: RootInput
+
+
+@dataclass(frozen=True, slots=True)
+class Settled:
+    """Nothing is to be done: `word` answers the delivery. `avoid`: root and why nothing more of it is to be leased."""
+
+    delivery: Delivery
+    word: bytes
+    avoid: tuple[str, str] | None = None
+
+
+class Triage:
+    """Usable from several threads at once; keeps nothing."""
+
+    def __init__(self, roots: Mapping[str, SharedRoot], ledger: AttemptLedger, emit: Emit, retry_wait: float) -> None:
+        self._roots, self._ledger, self._emit, self._retry_wait = roots, ledger, emit, retry_wait
+
+    def look(self, delivery: Delivery) -> Todo | Settled:
+        try:
+            announced = message.decode(delivery.data)
+        except BadMessage as error:
+            self.tell(delivery, None, why="bad_message", detail=str(error))
+            return Settled(delivery, TERMINATE)
+        root = self._roots.get(announced.root)
+        if root is None or message.consumer(announced.root) != delivery.consumer:
+            self.tell(delivery, announced, why="bad_message", detail="it names another root than its subject does")
+            return Settled(delivery, TERMINATE)
+        attempts = Attempts()
+        try:
+            if delivery.deliveries > 1:
+                attempts = self._ledger.read(announced.identity)
+            if announced.recipe != root.folder.recipe:
+                recipes = f"is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
+                why = f"root '{announced.root}' {recipes} here; give all machines the same configuration"
+                return self._give_back(delivery, announced, attempts, self._retry_wait, why)
+            if (answer := root.answer(announced.key, announced.fingerprint)) is not None:
+                return self._answered(delivery, announced, answer)
+            found = root.source(announced.key, announced.fingerprint)
+        except BrokerFault:
+            return Settled(delivery, put_back(UNSEEN_WAIT))
+        except (OSError, StorageFault) as error:
+            return self._give_back(delivery, announced, attempts, self._retry_wait, f"it cannot be read now: {error}")
+        if found.state not in ("gone", "superseded"):
+            return Todo(delivery, announced, attempts, found)
+        if delivery.deliveries == 1:  # perhaps this machine does not see it yet
+            return self._give_back(delivery, announced, attempts, UNSEEN_WAIT)
+        self.tell(delivery, announced, why=found.state, detail="another version has its own announcement")
+        return Settled(delivery, ACK)
+
+    def tell(self, delivery: Delivery, announced: Announcement | None, **told: str) -> None:
+        """That it is dropped, and why."""
+        keys: dict[str, str] = {}
+        if announced is not None:
+            keys = {"folder": announced.root, "path": announced.key, "fingerprint": announced.fingerprint}
+        self._emit("lease.dropped", lease=delivery.name, **keys, **told)
+
+    def _answered(self, delivery: Delivery, announced: Announcement, answer: RootAnswer) -> Settled:
+        """The root has its answer. One that was leased before may lack its event: the worker died behind publishing."""
+        if delivery.deliveries == 1:
+            self.tell(delivery, announced, why="answered", detail=answer.kind)
+            return Settled(delivery, ACK)
+        keys: dict[str, Any] = {"job": secrets.randbits(48), "folder": announced.root, "path": announced.key}
+        keys |= {"attempt": 1, "lease": delivery.name, "fingerprint": announced.fingerprint, "milliseconds": {}}
+        if answer.kind == "done":
+            self._emit("image.done", **(done_again(answer.story) | keys), recovered=True)
+        else:
+            told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
+            self._emit("image.failed", **keys, **told, recovered=True)
+        self._ledger.forget(announced.identity)
+        return Settled(delivery, ACK)
+
+    def _give_back(
+        self, delivery: Delivery, announced: Announcement, attempts: Attempts, delay: float, why: str = ""
+    ) -> Settled:
+        self._ledger.given_back(announced.identity, attempts, delivery.deliveries)
+        return Settled(delivery, put_back(delay), (announced.root, why) if why else None)
