@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from rmbgd.config.load import Config, parse
 from rmbgd.errors import Reason
@@ -77,7 +78,7 @@ class Workspace:
             claim_by_rename(root, path, os.path.basename(job.source), SystemFileSystem())
         return job
 
-    def publish(self, job: Job, data: bytes = b"cutout", **given: object) -> Published:
+    def publish(self, job: Job, data: bytes = b"cutout", **given: Any) -> Published:
         return self.publisher.publish(job, self.plain(job, data), **{"outcome": done(job)} | given)
 
     def plain(self, job: Job, data: bytes) -> Callable[[FileSet], None]:
@@ -85,7 +86,7 @@ class Workspace:
         extension = EXTENSIONS[self.config.recipe_of(self.folder).format]
         return lambda files: files.create(FileName.of_output(job.relative_path, extension)).write(data)
 
-    def work(self, path: str, data: bytes = b"cutout", **given: object) -> Published:
+    def work(self, path: str, data: bytes = b"cutout", **given: Any) -> Published:
         return self.publish(self.claim(path), data, **given)
 
     def known(self, sha256_in: str = "in") -> Known:
