@@ -154,6 +154,7 @@ class LeaseSource(Inbox):
 
     def finish_returns(self) -> int:
         count = self._settle()
+        self._give_back_untaken()
         deadline = self._clock.monotonic() + STOP_PATIENCE
         while self._owed and self._clock.monotonic() < deadline:
             self._pay()
@@ -287,14 +288,14 @@ class LeaseSource(Inbox):
                 delivery, TERMINATE, announced, why="bad_message", detail="it names another root than its subject"
             )
             return None, None
-        if announced.recipe != root.folder.recipe:
-            detail = f"root '{announced.root}' is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
-            self._refuse_root(announced.root, f"{detail} here; give all machines the same configuration")
-            self._owe(delivery, put_back(self._retry_wait))
-            return None, None
         try:
             if delivery.deliveries > 1:
                 held.attempts = self._ledger.read(announced.identity)
+            if announced.recipe != root.folder.recipe:
+                what = f"root '{announced.root}' is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
+                self._refuse_root(announced.root, f"{what} here; give all machines the same configuration")
+                self._give_back_delivery(held, self._retry_wait)
+                return None, None
             if (answer := root.answer(announced.key, announced.fingerprint)) is not None:
                 return self._answered(held, answer)
             found = root.source(announced.key, announced.fingerprint)
@@ -302,7 +303,7 @@ class LeaseSource(Inbox):
             self._owe(delivery, put_back(UNSEEN_WAIT))
             return None, None
         except (OSError, StorageFault):
-            self._owe(delivery, put_back(self._retry_wait))
+            self._give_back_delivery(held, self._retry_wait)
             return None, None
         if found.state in ("gone", "superseded"):
             if delivery.deliveries == 1:  # perhaps this machine does not see it yet
@@ -429,8 +430,20 @@ class LeaseSource(Inbox):
         self._end(held, put_back(delay))
 
     def _give_back_delivery(self, held: Held, delay: float) -> None:
-        self._mark_given_back(held)
+        """It was not begun; a suspect stays one."""
+        if not runs_alone(held.delivery.deliveries, held.attempts.given_back_at):
+            self._mark_given_back(held)
         self._owe(held.delivery, put_back(delay))
+
+    def _give_back_untaken(self) -> None:
+        """What arrived behind the last question."""
+        with suppress(BrokerFault):
+            for delivery in self._broker.end_leasing():
+                with suppress(BadMessage):
+                    now, announced = self._clock.monotonic(), message.decode(delivery.data)
+                    attempts = self._ledger.read(announced.identity) if delivery.deliveries > 1 else Attempts()
+                    held = Held(delivery, announced, attempts, LeaseProgress(now, LEASED, now))
+                    self._give_back_delivery(held, 0.0)
 
     def _mark_given_back(self, held: Held) -> None:
         identity, times = held.announced.identity, held.delivery.deliveries
