@@ -12,6 +12,7 @@ import os
 import ssl
 import stat
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -306,6 +307,17 @@ class Broker:
 
         return self.call(take(), ANSWER_TIMEOUT)
 
+    def end_leasing(self) -> list[Delivery]:
+        """Ask for nothing more; what arrived that nobody took. Raises BrokerFault."""
+        return self.call(self._end_leasing(), ANSWER_TIMEOUT)
+
+    async def _end_leasing(self) -> list[Delivery]:
+        pulls, self._pulls = self._pulls, None
+        if pulls is None:
+            return []
+        with self._faults():
+            return await pulls.end()
+
     def answer(self, answers: Sequence[tuple[str, bytes]]) -> None:
         """Acknowledge deliveries, or put them back: (reply, word) pairs, sent all or none. Raises BrokerFault."""
 
@@ -392,9 +404,9 @@ class _Pulls:
         self._client = client
         self._inbox = client.new_inbox()
         self._number = 0
-        self._open: dict[str, tuple[str, str]] = {}  # requests that wait, by their inbox: the place that was asked
+        self._open: dict[str, tuple[tuple[str, str], float]] = {}  # those that wait, by inbox: the place, until when
         self._arrived: list[Delivery] = []
-        self._ended: dict[str, str] = {}  # requests that ended, with what the server said
+        self._ended: dict[str, str | None] = {}  # those that do not wait: what the server said at their end
         self._changed = asyncio.Event()
         self._subscription: Subscription | None = None
 
@@ -404,6 +416,12 @@ class _Pulls:
     def take(self, count: int | None = None) -> list[Delivery]:
         taken, self._arrived = self._arrived[:count], [] if count is None else self._arrived[count:]
         return taken
+
+    async def end(self) -> list[Delivery]:
+        """What arrived that nobody took."""
+        if self._subscription is not None:
+            await self._subscription.drain()  # type: ignore[no-untyped-call]
+        return self._arrived
 
     async def lease(self, places: Sequence[tuple[str, str]], count: int, wait: float) -> list[Delivery]:
         missing = ""
@@ -417,19 +435,23 @@ class _Pulls:
         if missing and not self._arrived:
             raise BrokerFault("missing", f"no consumer {missing}; make it with `rmbgd fleet setup`")
         if not self._arrived and wait > 0:
-            waiting = set(self._open.values())
+            now = time.monotonic()
+            self._open = {inbox: each for inbox, each in self._open.items() if each[1] > now}
+            waiting = {place for place, _ in self._open.values()}
             for place in places[:count]:
                 if place not in waiting:
-                    await self._request(place, {"batch": 1, "expires": int(wait * 1e9)}, waits=True)
+                    await self._request(place, {"batch": 1, "expires": int(wait * 1e9)}, waits=wait)
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(self._first(), wait)
         return self.take(count)
 
-    async def _request(self, place: tuple[str, str], wanted: Mapping[str, object], *, waits: bool = False) -> str:
+    async def _request(self, place: tuple[str, str], wanted: Mapping[str, object], *, waits: float = 0) -> str:
         self._number += 1
         inbox = f"{self._inbox}.{self._number}"
         if waits:
-            self._open[inbox] = place
+            self._open[inbox] = place, time.monotonic() + waits
+        else:
+            self._ended[inbox] = None
         stream, consumer = place
         subject = f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{consumer}"
         await self._client.publish(subject, json.dumps(wanted).encode(), inbox)
@@ -439,10 +461,10 @@ class _Pulls:
         """What the server said at the end of a request that does not wait; "" when it brought enough."""
         with suppress(asyncio.TimeoutError):
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                while request not in self._ended and len(self._arrived) < count:
+                while self._ended[request] is None and len(self._arrived) < count:
                     self._changed.clear()
                     await self._changed.wait()
-        return self._ended.pop(request, "")
+        return self._ended.pop(request) or ""
 
     async def _first(self) -> None:
         while not self._arrived:
@@ -454,11 +476,20 @@ class _Pulls:
         if status is not None:
             if status != "100":  # a sign of life
                 said = f"{status} {(message.headers or {}).get('Description', '')}".lower()
-                if self._open.pop(message.subject, None) is None:
+                self._open.pop(message.subject, None)
+                if message.subject in self._ended:
                     self._ended[message.subject] = said
         elif (delivery := _delivery(message)) is not None:
             self._arrived.append(delivery)
+            self._served((delivery.stream, delivery.consumer))
         self._changed.set()
+
+    def _served(self, place: tuple[str, str]) -> None:
+        """A request that waits brings one; the server says no more of it, nor does a message say whose it is."""
+        for inbox, (asked, _) in self._open.items():
+            if asked == place:
+                del self._open[inbox]
+                return
 
 
 def _delivery(message: Msg) -> Delivery | None:

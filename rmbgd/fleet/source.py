@@ -156,6 +156,8 @@ class LeaseSource(Inbox):
 
     def finish_returns(self) -> int:
         count = self._settle()
+        with suppress(BrokerFault):  # what arrived behind the last question
+            self._owed += [(each.reply, self._triage.untaken(each)) for each in self._broker.end_leasing()]
         deadline = self._clock.monotonic() + STOP_PATIENCE
         while self._owed and self._clock.monotonic() < deadline:
             time.sleep(0.1)

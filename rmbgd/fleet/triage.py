@@ -12,6 +12,7 @@ from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.broker import ACK, TERMINATE, BrokerFault, Delivery, put_back
+from rmbgd.fleet.lease import runs_alone
 from rmbgd.fleet.message import Announcement, BadMessage
 from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
 
@@ -75,6 +76,15 @@ class Triage:
         self.tell(delivery, announced, why=found.state, detail="another version has its own announcement")
         return Settled(delivery, ACK)
 
+    def untaken(self, delivery: Delivery) -> bytes:
+        """The answer to one that was not looked at. Raises BrokerFault."""
+        try:
+            announced = message.decode(delivery.data)
+        except BadMessage:
+            return put_back()
+        attempts = self._ledger.read(announced.identity) if delivery.deliveries > 1 else Attempts()
+        return self._give_back(delivery, announced, attempts, 0.0).word
+
     def tell(self, delivery: Delivery, announced: Announcement | None, **told: str) -> None:
         """That it is dropped, and why."""
         keys: dict[str, str] = {}
@@ -100,5 +110,6 @@ class Triage:
     def _give_back(
         self, delivery: Delivery, announced: Announcement, attempts: Attempts, delay: float, why: str = ""
     ) -> Settled:
-        self._ledger.given_back(announced.identity, attempts, delivery.deliveries)
+        if not runs_alone(delivery.deliveries, attempts.given_back_at):  # a suspect stays one
+            self._ledger.given_back(announced.identity, attempts, delivery.deliveries)
         return Settled(delivery, put_back(delay), (announced.root, why) if why else None)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -112,10 +112,8 @@ def crashes(base: Path, templates: Sequence[str], prepare: Callable[[Share], obj
 
 
 def crash(action: Callable[[], object]) -> None:
-    try:
+    with contextlib.suppress(WorldStopped):
         action()
-    except WorldStopped:
-        pass
 
 
 def first(share: Share) -> None:
@@ -160,9 +158,9 @@ BEFORE = [first, over_older, over_older_in_review, over_refusal, over_its_own_re
 def test_whatever_a_worker_dies_at_the_next_one_makes_it_whole(
     tmp_path: Path, prepare: Callable[[Share], object], templates: Sequence[str]
 ) -> None:
-    for share, fs in crashes(tmp_path, templates, prepare):
+    for share, dying in crashes(tmp_path, templates, prepare):
         job = share.job()
-        crash(lambda share=share, job=job, fs=fs: share.publish(job, b"new", fs))
+        crash(lambda share=share, job=job, dying=dying: share.publish(job, b"new", dying))
         share.assert_answer_is_whole(job, b"new")
         if share.answer(job) is None or share.answer(job).kind == "failed":  # type: ignore[union-attr]
             share.publish(share.job(), b"new")
@@ -171,9 +169,9 @@ def test_whatever_a_worker_dies_at_the_next_one_makes_it_whole(
 
 @pytest.mark.parametrize("templates", [PLAIN, THREE], ids=["one", "three"])
 def test_a_version_for_people_replaces_what_was_published(tmp_path: Path, templates: Sequence[str]) -> None:
-    for share, fs in crashes(tmp_path, templates, over_older):
+    for share, dying in crashes(tmp_path, templates, over_older):
         job = share.job()
-        crash(lambda share=share, job=job, fs=fs: share.publish(job, b"new", fs, review=True))
+        crash(lambda share=share, job=job, dying=dying: share.publish(job, b"new", dying, review=True))
         share.assert_answer_is_whole(job, b"new")
         if share.answer(job) is None:
             share.publish(share.job(), b"new", review=True)
@@ -182,9 +180,9 @@ def test_a_version_for_people_replaces_what_was_published(tmp_path: Path, templa
 
 @pytest.mark.parametrize("templates", [PLAIN, THREE], ids=["one", "three"])
 def test_a_crash_before_a_newer_version_leaves_nothing_of_the_older(tmp_path: Path, templates: Sequence[str]) -> None:
-    for share, fs in crashes(tmp_path, templates, first):
+    for share, dying in crashes(tmp_path, templates, first):
         job = share.job()
-        crash(lambda share=share, job=job, fs=fs: share.publish(job, b"new", fs))
+        crash(lambda share=share, job=job, dying=dying: share.publish(job, b"new", dying))
         share.drop("s/a.jpg", b"newer than new")
         newer = share.job()
         assert share.answer(newer) is None
@@ -193,9 +191,9 @@ def test_a_crash_before_a_newer_version_leaves_nothing_of_the_older(tmp_path: Pa
 
 
 def test_whatever_a_worker_dies_at_a_refusal_is_there_or_not(tmp_path: Path) -> None:
-    for share, fs in crashes(tmp_path, PLAIN, first):
+    for share, dying in crashes(tmp_path, PLAIN, first):
         job = share.job()
-        crash(lambda share=share, job=job, fs=fs: share.refuse(job, fs))
+        crash(lambda share=share, job=job, dying=dying: share.refuse(job, dying))
         answer = share.answer(job)
         assert answer is None or (answer.kind, answer.story["reason"]) == ("failed", "corrupt")
         share.refuse(job)
