@@ -16,6 +16,7 @@ tests. Everything is off unless asked for.
     hold     a path: while a file stands there, the engine does not answer
     fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
              process is killed, before that step
+    deadly   a path of an image, below its folder: the process is killed where it begins to decode that
     memory   a file that says once a second: process id, bytes of the C heap in use, and bytes that it holds in all; it
              has two arenas then, as under the unit
 """
@@ -46,10 +47,13 @@ from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.types import BatchReport, Work
 from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import reconciler
+from rmbgd.pipeline.decode import Decoder
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.service import daemon
 from rmbgd.store.database import Database
+from rmbgd.store.records import Job
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.sensors import ToldSensor
 from rmbgd.testing.worker import in_process
@@ -130,6 +134,18 @@ def run_fast(factor: float, since: float) -> None:
     reconciler.PRUNE_EVERY = PRUNE_EVERY
 
 
+def die_of(deadly: str) -> None:
+    """As of a file that breaks a C library."""
+    decode = Decoder.decode
+
+    def dying(self: Decoder, job: Job, heartbeat: Heartbeat) -> Any:
+        if job.relative_path == deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(self, job, heartbeat)
+
+    Decoder.decode = dying  # type: ignore[method-assign]
+
+
 class HeapStatistics(ctypes.Structure):
     """struct mallinfo2 of glibc, all arenas together."""
 
@@ -205,6 +221,8 @@ def main() -> int:
             return failover(context, **options["gpu"])
         return in_process(lambda _: ObservedEngine(context.arena.block, **seen, **options.get("engine", {})))(context)
 
+    if options.get("deadly"):
+        die_of(options["deadly"])
     if options.get("left"):
         DeviceThread._choose = lambda *_: None  # type: ignore[method-assign]
     daemon.run = functools.partial(daemon.run, build_devices=devices)
