@@ -42,7 +42,6 @@ from rmbgd.store.records import Job, Leased
 
 LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answers in milliseconds, but each waits
 WAIT = 1.0  # s that one question for messages waits for the first
-ROOT_CHECK = 5.0  # s between two looks whether the roots are there
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
 STOP_PATIENCE = 5.0  # s for what is still owed to the broker
 
@@ -187,7 +186,7 @@ class LeaseSource(Inbox):
         self._broker.check()
         now = self._clock.monotonic()
         if now >= self._next_root_check:
-            self._next_root_check = now + ROOT_CHECK
+            self._next_root_check = now + self._config.intake.root_check
             self._check_roots()
         if self._space.due(now):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})

@@ -128,8 +128,9 @@ class Finisher:
             if produced.reasons:
                 outcome.add(reasons=produced.reasons)
                 if "score" in produced.keys:
-                    history = self.ledger.coverages(job.folder)
-                    outcome.add(unusual=confidence.unusual(cutout.answer.matte.coverage, history))
+                    area, history = cutout.answer.matte.coverage, self.ledger.coverages(job.folder)
+                    if (unusual := confidence.unusual(area, history)) is not None:
+                        outcome.add(unusual=unusual)
             said = {key: outcome.keys[key] for key in _SAID_BESIDE if key in outcome.keys}
             said |= {"compliance": produced.compliance} if produced.compliance else {}
             files.sidecar_facts = _sidecar(cutout.facts, recipe, dict(report) | said)
