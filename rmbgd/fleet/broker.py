@@ -231,7 +231,8 @@ class Broker:
             raise BrokerFault(kind, error.description or str(error)) from error
         except (TimeoutError, nats.errors.Error, OSError) as error:
             if self._denied:
-                raise BrokerFault("denied", self._denied.removeprefix("nats: ")) from error
+                denied = self._denied.removeprefix("nats: ").strip("'")
+                raise BrokerFault("denied", f"{denied}: use the key of the role that may") from error
             raise self._fault_of(error) from error
 
     # ------------------------------------------------------------------------------------------------ leases
