@@ -206,6 +206,9 @@ def test_a_queue_made_by_hand_is_not_leased_from_until_it_is_mended(tmp_path: Pa
         assert "ack_wait is 1.0" in said
         assert "change it with --change" in said
         assert fleet.records() == {}
+        assert "queue: consumer workers-shop on RMBGD_HOT: ack_wait is 1.0" in rmbgd(
+            fleet, "doctor", status=Exit.FAILED
+        )
         assert "ack_wait is 1.0, and should be 2.0, changed" in rmbgd(fleet, "fleet", "setup", "--change")
         fleet.wait(lambda: set(fleet.records()) == {"a.png"}, "its result")
         assert len(fleet.events("source.unusable")) == 1
