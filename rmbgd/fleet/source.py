@@ -339,7 +339,7 @@ class LeaseSource(Inbox):
     # ------------------------------------------------------------------------------------------------ the end of one
 
     def _settle(self) -> int:
-        """RootAnswer for what the pipeline has ended or put back; how many were put back."""
+        """Answer for what the pipeline has ended or put back; how many were put back."""
         notes = self._take_notes()
         for question in notes.questions:
             question.answer.put([])
@@ -351,9 +351,10 @@ class LeaseSource(Inbox):
                 self._returned(held, why)
         stale, self._stale = self._stale, []
         for held in filter(None, map(self._of, stale)):  # begun here all the same, it is done twice
-            self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
-            self._end(held, put_back())
-        if self._closing or self._drained or self._by_operator:  # what was not begun
+            if held not in self._suspects:
+                self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
+                self._end(held, put_back())
+        if self._closing or self._drained or self._by_operator or stale:  # what was not begun; suspects stay some
             for held in self._suspects:
                 self._end(held, put_back())
             self._suspects.clear()
@@ -392,7 +393,8 @@ class LeaseSource(Inbox):
                 self._end(held, ACK)
                 return
         delay = 0.0 if why in ("stopping", "changed", "review") else self._retry_wait
-        self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
+        attempts = replace(held.attempts, alone=held.attempts.alone - held.alone)  # no attempt: it did not die of it
+        self._ledger.given_back(held.announced.identity, attempts, held.delivery.deliveries)
         self._end(held, put_back(delay))
 
     def _end(self, held: Held, word: bytes) -> None:

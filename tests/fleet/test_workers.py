@@ -220,7 +220,8 @@ def test_workers_wait_for_a_broker_that_is_not_there_at_their_start(tmp_path: Pa
         fleet.drop_all({"a.png": sample_image()})
         fleet.wait_until_settled()
         fleet.assert_all_done(["a.png"])
-        assert len(worker.recorded("source.lost")) == 1
+        causes = [event["detail"] for event in worker.recorded("source.lost")]
+        assert len(causes) == len(set(causes))  # one that begins may also answer half
 
 
 def test_a_wrong_password_is_said_once_and_the_right_one_works(tmp_path: Path) -> None:
