@@ -148,6 +148,28 @@ def test_a_worker_that_stops_gives_back_what_it_had_not_begun(tmp_path: Path) ->
         assert fleet.alone() == 0
 
 
+def test_a_suspect_that_waits_too_long_for_its_turn_stays_one(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path) as fleet:
+        first, second = fleet.workers
+        first.hold.touch()
+        first.start()
+        fleet.drop_all(samples(range(2)))
+        fleet.wait(lambda: fleet.queued()[1] == 2, "two leases")
+        first.wait(first.given, "an image in the engine")
+        first.kill()
+        first.start()  # both are suspects, and it hangs in the first
+        lost = first.wait_for("lease.lost")["path"]
+        second.start()
+        fleet.wait_until_settled()
+        first.hold.unlink()
+        first.wait_for("image.done", path=lost)
+        time.sleep(1.0)  # it would run the other one now
+        other = ({"0.png", "1.png"} - {lost}).pop()
+        assert [event["path"] for event in fleet.events("image.done")].count(other) == 1
+        assert fleet.alone() >= 3  # both, and the first again
+        fleet.assert_all_done(samples(range(2)))
+
+
 # --- versions
 
 
