@@ -35,6 +35,7 @@ from rmbgd.publish.sidecar import read_json
 from rmbgd.publish.temporary import Temporary, is_beneath, make_folders
 from rmbgd.store.records import FileName, Job, Published, PublishedFile, Target
 
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
 TRIES = 8  # when other machines publish the same image at the same time
 
 
@@ -117,7 +118,9 @@ class SharedRoot:
         path = os.path.join(root, key)
         try:
             status = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             if not is_there(root, require_mount=self.folder.require_mount):
                 raise FileNotFoundError(errno.ENOENT, "the root is not there", root) from None
             return RootInput("gone")
