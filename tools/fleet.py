@@ -100,8 +100,7 @@ def campaign(base: Path, options: argparse.Namespace) -> dict[str, object]:
                 break
             time.sleep(LOOK_AGAIN)
         seconds = time.monotonic() - began
-        for worker in fleet.workers:
-            worker.wait_for("service.ready", since=max(0, len(worker.events) - 1000))
+        fleet.wait(lambda: all(not worker.is_down for worker in fleet.workers), "every worker")
         return _audit(fleet, options.images) | {"seconds": round(seconds, 1), "kills": dict(kills)}
 
 

@@ -15,9 +15,10 @@ from rmbgd.config.load import Config
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import StartThread
 from rmbgd.events import Emit
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import HOT, Announcement
 from rmbgd.fleet.publisher import RootPublisher
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import fingerprint_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import Arrival, JobSource, Postponed, Rejection

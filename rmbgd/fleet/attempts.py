@@ -12,7 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.streams import ATTEMPTS, Bucket
 
 

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rmbgd.errors import ConfigError, RmbgdError
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.compare import Entry, answered, list_inputs
 from rmbgd.fleet.message import BULK, unusable
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import BATCH, publish

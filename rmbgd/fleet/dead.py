@@ -10,8 +10,9 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import BadMessage
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import SharedRoot
 
 BATCH = 256

@@ -22,9 +22,10 @@ from rmbgd.errors import Reason
 from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
-from rmbgd.fleet.broker import ACK, Broker, BrokerFault, Delivery, put_back
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
 from rmbgd.fleet.message import Announcement
+from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, put_back
 from rmbgd.fleet.share import RootInput, SharedRoot
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name

@@ -17,8 +17,9 @@ from nats.js.api import (
     StreamConfig,
 )
 
-from rmbgd.fleet.broker import ANSWER_TIMEOUT, Broker, BrokerFault
+from rmbgd.fleet.broker import ANSWER_TIMEOUT, Broker
 from rmbgd.fleet.message import DEAD, DEAD_SUBJECT, QUEUES, consumer, token
+from rmbgd.fleet.pulls import BrokerFault
 
 MESSAGES_MAXIMUM = 1_000_000  # of a stream: 265 MB at 265 bytes each
 DUPLICATE_WINDOW = 3600.0  # s in which an announcement that comes again is dropped

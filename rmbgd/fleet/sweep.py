@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.compare import Entry, answered, list_inputs, remove_temporaries
 from rmbgd.fleet.message import HOT, Announcement
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.streams import queue_states
 

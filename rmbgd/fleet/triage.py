@@ -11,9 +11,9 @@ from rmbgd.errors import StorageFault
 from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
-from rmbgd.fleet.broker import ACK, TERMINATE, BrokerFault, Delivery, put_back
 from rmbgd.fleet.lease import runs_alone
 from rmbgd.fleet.message import Announcement, BadMessage
+from rmbgd.fleet.pulls import ACK, TERMINATE, BrokerFault, Delivery, put_back
 from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
 
 UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds

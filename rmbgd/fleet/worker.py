@@ -12,8 +12,9 @@ from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import StartThread
 from rmbgd.events import Emit
 from rmbgd.fleet.announcer import Announcer
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.publisher import RootPublisher
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat

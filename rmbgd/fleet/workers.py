@@ -12,8 +12,9 @@ from contextlib import suppress
 from typing import Any
 
 import rmbgd
-from rmbgd.fleet.broker import Broker, BrokerFault
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import token
+from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.streams import CONTROL, WORKERS, Bucket
 
 REPORT_EVERY = 10.0  # s; a report is forgotten after six of them

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from rmbgd.config.load import SourceSettings
-from rmbgd.fleet.broker import ACK, Broker, BrokerFault, put_back
+from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import BULK, HOT, QUEUES, Announcement, consumer
+from rmbgd.fleet.pulls import ACK, BrokerFault, put_back
 from rmbgd.fleet.streams import QueueState, queue_states, set_up
 from tests.support.broker import Broker as BrokerUnderTest
 
