@@ -145,6 +145,19 @@ class SharedRoot:
             return RootAnswer("done", whole[0]) if len(records) == 1 and refusal is None else None
         return RootAnswer("failed", refusal) if refusal is not None and self._is_of(refusal, fingerprint) else None
 
+    def trouble(self) -> str:
+        """Why nothing of it can be read now; "" where it can be, and trouble is one image's own."""
+        if not is_there(str(self.folder.input), require_mount=self.folder.require_mount):
+            return f"it is not there: {self.folder.input}"
+        try:
+            with os.scandir(self.folder.input) as entries:
+                next(entries, None)
+            for root in roots_of_sets(self.folder):
+                os.stat(root)
+        except OSError as error:
+            return f"it cannot be read now: {error}"
+        return ""
+
     def unchanged(self, job: Job) -> None:
         """Raises SourceChanged: the input is another by now, or is gone."""
         assert job.leased is not None
