@@ -50,6 +50,45 @@ def test_a_fleet_makes_what_one_service_makes(tmp_path: Path) -> None:
         assert fleet.temporaries() == []
 
 
+def test_equal_images_have_equal_results(tmp_path: Path) -> None:
+    images = dict.fromkeys([f"{number}.png" for number in range(12)], sample_image())
+    with FleetUnderTest(tmp_path, recipe=SET_OF_THREE) as fleet:
+        fleet.start()
+        fleet.drop_all(images)
+        fleet.wait_until_settled()
+        fleet.assert_all_done(images)
+        assert set(fleet.results()) == names_of(images, SET_OF_THREE)
+        assert len({(fleet.output / name).read_bytes() for name in images}) == 1
+
+
+def test_a_refusal_stands_until_a_better_version_comes(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1) as fleet:
+        worker = fleet.workers[0].start()
+        fleet.drop_all({"s/a.png": b"no image", "s/b.png": sample_image(1)})
+        fleet.wait_until_settled()
+        assert fleet.failures() == {"s/a.png": Reason.UNIDENTIFIED}
+        assert (fleet.input / "s/a.png").read_bytes() == b"no image"
+        fleet.put(fleet.announcement("s/a.png").encode())
+        worker.wait_for("lease.dropped", path="s/a.png", why="answered", detail="failed")
+        fleet.drop_all({"s/a.png": sample_image(2)})
+        fleet.wait_until_settled()
+        assert fleet.failures() == {}
+        fleet.assert_all_done(["s/a.png", "s/b.png"])
+
+
+def test_an_image_that_vanishes_in_the_engine_leaves_nothing(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1, lease=30.0) as fleet:
+        worker = fleet.workers[0].start()
+        worker.hold.touch()
+        fleet.drop_all(samples(range(2)))
+        worker.wait(worker.given, "an image in the engine")
+        (fleet.input / "0.png").unlink()
+        worker.hold.unlink()
+        fleet.wait_until_settled()
+        fleet.assert_all_done(["1.png"])
+        assert [event["why"] for event in worker.recorded("lease.dropped")] == ["gone"]
+
+
 # --- workers that die
 
 
