@@ -38,7 +38,7 @@ MAY_USE: dict[str, set[str]] = {
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "fleet": BASE | {"config", "store", "publish", "engine", "pipeline", "intake"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake", "fleet"},
-    "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
+    "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service", "fleet"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
     "cli": BASE
     | {"config", "store", "telemetry", "models", "mtbf", "deliver", "report", "evaluate", "service", "doctor", "bench"}
@@ -158,7 +158,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "cli": (3890, 30),
     "deliver": (1830, 12),
     "config": (1760, 7),
-    "doctor": (800, 4),
+    "doctor": (840, 5),
     "engine": (4270, 22),
     "imaging": (3050, 18),
     "intake": (2240, 14),
@@ -172,9 +172,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "store": (2250, 13),
     "telemetry": (900, 6),
     "testing": (705, 6),
-    "fleet": (3160, 21),
+    "fleet": (3220, 21),
 }
-MODULES, LINES, TEST_LINES = 270, 44_400, 43_000
+MODULES, LINES, TEST_LINES = 271, 44_500, 43_100
 FILE_LINES, SETTINGS_LINES = 500, 670
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

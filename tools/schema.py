@@ -119,6 +119,10 @@ CUTOUT = {
     "batch": ("count", "images in the same batch"),
     "engine_tries?": ("count", "runs it took, when an engine fault made it more than one"),
     "outputs?": ("list of tables", "every file of the image, as in image.done"),
+    "fingerprint?": ("text", "this and all below: in a fleet; of the version of the input, SIZE-MTIME_NS"),
+    "recipe?": ("text", "name"),
+    "done?": ("table", "what image.done said of it"),
+    "rmbgd?": ("text", "version"),
 }
 FAILURE = {
     "reason": ("reason", ""),
@@ -136,6 +140,8 @@ FAILURE = {
     "files?": ("texts", "of a set that was rejected in review: paths below the failed folder"),
     "version": ("table of counts", "of the file: inode, size, mtime_ns"),
     "rmbgd": ("text", "version"),
+    "fingerprint?": ("text", "in a fleet: of the version of the input, SIZE-MTIME_NS"),
+    "recipe?": ("text", "in a fleet: name"),
 }
 EVALUATION = {
     "rmbgd": ("text", "version"),

@@ -198,7 +198,10 @@ class Config(Settings):
 
     @cached_property
     def _resolved(self) -> Mapping[str, Recipe]:
-        return {name: self._with_presets(recipe) for name, recipe in self.recipe.items()}
+        recipes = {"default": _BUILT_IN, **self.recipe} if self.source.kind == "jetstream" else self.recipe
+        # In a fleet the sidecar is the record of what was made, so it is always there.
+        more = {"sidecar": "always"} if self.source.kind == "jetstream" else {}
+        return {name: self._with_presets(recipe).model_copy(update=more) for name, recipe in recipes.items()}
 
     def _with_presets(self, recipe: Recipe) -> Recipe:
         if not any(look.preset in self.presets for look in recipe.looks):

@@ -55,6 +55,7 @@ class Broker:
         self._buckets: dict[str, KeyValue] = {}  # of this connection
         self._connected = asyncio.Event()
         self.version = ""
+        self.connections = 0  # made so far
 
     def start(self) -> None:
         self._thread.start()
@@ -135,6 +136,7 @@ class Broker:
             else:
                 failures = 0
                 self._client, self._pulls, self._buckets = client, None, {}
+                self.connections += 1
                 self._connected.set()
                 self._on_change(None)
                 await closed.wait()
@@ -229,7 +231,8 @@ class Broker:
             raise BrokerFault(kind, error.description or str(error)) from error
         except (TimeoutError, nats.errors.Error, OSError) as error:
             if self._denied:
-                raise BrokerFault("denied", self._denied.removeprefix("nats: ")) from error
+                denied = self._denied.removeprefix("nats: ").strip("'")
+                raise BrokerFault("denied", f"{denied}: use the key of the role that may") from error
             raise self._fault_of(error) from error
 
     # ------------------------------------------------------------------------------------------------ leases

@@ -27,6 +27,7 @@ from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes,
 from rmbgd.fleet.message import Announcement
 from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, put_back
 from rmbgd.fleet.share import RootInput, SharedRoot
+from rmbgd.fleet.streams import unfit
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name
 from rmbgd.heartbeat import Heartbeat
@@ -102,6 +103,7 @@ class LeaseSource(Inbox):
         self._stale: list[int] = []  # jobs that were not begun and do not move; the loop appends
         self._next_root_check = self._failures = 0.0
         self._asked = False
+        self._checked = 0  # the connection whose streams and consumers are as they should be
         self._drained = False
         self._waiting_there: dict[tuple[str, str], int] = {}  # (stream, consumer) -> messages, as last told
         self._statistics = IntakeStatistics()
@@ -238,6 +240,8 @@ class LeaseSource(Inbox):
         idle = not names or room <= 0 or bool(self._suspects)
         self._heartbeat.waiting()
         try:
+            if not idle:
+                self._check_queue()
             deliveries = self._broker.arrived() if idle else self._broker.lease(places, room, WAIT)
         except BrokerFault as fault:
             self._heard_from_broker(fault)
@@ -259,6 +263,13 @@ class LeaseSource(Inbox):
             self._owe(seen.delivery, seen.word)
             if seen.avoid is not None:
                 self._avoid(*seen.avoid)
+
+    def _check_queue(self) -> None:
+        """Once for each connection, until it is fit. Raises BrokerFault."""
+        if self._checked != (connection := self._broker.connections):
+            if found := unfit(self._broker, self._roots, self._times.lease):
+                raise BrokerFault("unfit", f"{found[0]}; mend it with `rmbgd fleet setup --change`")
+            self._checked = connection
 
     def _compared(self) -> None:
         if not self._asked:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import nats.js.errors
 from nats.aio.client import Client
+from nats.js import JetStreamContext
 from nats.js.api import (
     AckPolicy,
     ConsumerConfig,
@@ -77,40 +78,80 @@ def set_up(broker: Broker, roots: Iterable[str], lease: float, *, change: bool) 
 
     async def work(client: Client) -> list[str]:
         context, said = client.jetstream(), []
-        for wanted in stream_configurations():
-            try:
-                found = (await context.stream_info(str(wanted.name))).config
-            except nats.js.errors.NotFoundError:
-                await context.add_stream(wanted)
-                said.append(f"made the stream {wanted.name}")
-                continue
-            differences = _differences(wanted, found, _COMPARED)
-            if differences and change:
-                await context.update_stream(wanted)
-            said += [f"stream {wanted.name}: {each}{', changed' if change else ''}" for each in differences]
+        for stream in stream_configurations():
+            differences = await _stream(context, stream)
+            if differences is None:
+                await context.add_stream(stream)
+                said.append(f"made the stream {stream.name}")
+            elif differences and change:
+                await context.update_stream(stream)
+            said += _changed(differences, change=change)
         for bucket, seconds in BUCKETS.items():
             try:
                 await context.key_value(bucket)
             except (nats.js.errors.NotFoundError, nats.js.errors.BucketNotFoundError):
                 await context.create_key_value(KeyValueConfig(bucket=bucket, history=1, ttl=seconds or None))
                 said.append(f"made the bucket {bucket}")
-        for stream in QUEUES:
-            for root in roots:
-                made = consumer_configuration(stream, root, lease)
-                name = str(made.durable_name)
-                try:
-                    there = (await context.consumer_info(stream, name)).config
-                except nats.js.errors.NotFoundError:
-                    await context.add_consumer(stream, made)
-                    said.append(f"made the consumer {name} on {stream}")
-                    continue
-                differences = _differences(made, there, _COMPARED_OF_CONSUMERS)
-                if differences and change:
-                    await context.add_consumer(stream, made)
-                said += [f"consumer {name} on {stream}: {each}{', changed' if change else ''}" for each in differences]
+        for name, wanted in _consumers(roots, lease):
+            differences = await _consumer(context, name, wanted)
+            if differences is None:
+                await context.add_consumer(name, wanted)
+                said.append(f"made the consumer {wanted.durable_name} on {name}")
+            elif differences and change:
+                await context.add_consumer(name, wanted)
+            said += _changed(differences, change=change)
         return said
 
     return broker.ask(work, 60.0)
+
+
+def unfit(broker: Broker, roots: Iterable[str], lease: float) -> list[str]:
+    """How streams and consumers that are there differ from those we make: leases would not be what workers take them
+    for. Raises BrokerFault: "missing" where one is not there."""
+    roots = list(roots)
+
+    async def look(client: Client) -> list[str]:
+        context, said = client.jetstream(), []
+        for stream in stream_configurations():
+            if stream.name in QUEUES:
+                said += _there(await _stream(context, stream), f"stream {stream.name}")
+        for name, wanted in _consumers(roots, lease):
+            said += _there(await _consumer(context, name, wanted), f"consumer {wanted.durable_name} on {name}")
+        return said
+
+    return broker.ask(look, 30.0)
+
+
+def _there(differences: list[str] | None, what: str) -> list[str]:
+    if differences is None:
+        raise BrokerFault("missing", f"no {what}; make it with `rmbgd fleet setup`")
+    return differences
+
+
+def _consumers(roots: Iterable[str], lease: float) -> Iterator[tuple[str, ConsumerConfig]]:
+    return ((stream, consumer_configuration(stream, root, lease)) for stream in QUEUES for root in roots)
+
+
+async def _stream(context: JetStreamContext, wanted: StreamConfig) -> list[str] | None:
+    """How the one that is there differs; None: there is none."""
+    try:
+        found = (await context.stream_info(str(wanted.name))).config
+    except nats.js.errors.NotFoundError:
+        return None
+    return [f"stream {wanted.name}: {each}" for each in _differences(wanted, found, _COMPARED)]
+
+
+async def _consumer(context: JetStreamContext, stream: str, wanted: ConsumerConfig) -> list[str] | None:
+    name = str(wanted.durable_name)
+    try:
+        found = (await context.consumer_info(stream, name)).config
+    except nats.js.errors.NotFoundError:
+        return None
+    return [f"consumer {name} on {stream}: {each}" for each in _differences(wanted, found, _COMPARED_OF_CONSUMERS)]
+
+
+def _changed(differences: list[str] | None, *, change: bool) -> list[str]:
+    return [f"{each}{', changed' if change else ''}" for each in differences or ()]
 
 
 def _differences(wanted: object, found: object, compared: Iterable[str]) -> list[str]:

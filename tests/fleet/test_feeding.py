@@ -14,6 +14,7 @@ import pytest
 
 from rmbgd.errors import Exit
 from rmbgd.fleet.source import WAIT
+from rmbgd.fleet.streams import consumer_configuration
 from tests.support.fleet import FleetUnderTest
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
@@ -191,3 +192,30 @@ def look(fleet: FleetUnderTest) -> str:
     with suppress(subprocess.TimeoutExpired):
         return process.communicate(timeout=60)[0]
     return ""
+
+
+def test_a_queue_made_by_hand_is_not_leased_from_until_it_is_mended(tmp_path: Path) -> None:
+    """Leases that end sooner than a worker thinks would be delivered again and again."""
+    with FleetUnderTest(tmp_path, workers=1) as fleet:
+        shorten(fleet, 1.0)
+        fleet.start()
+        told = fleet.workers[0].wait_for("source.unusable")
+        assert f"consumer workers-shop on RMBGD_HOT: ack_wait is 1.0, and should be {fleet.lease}" in told["detail"]
+        fleet.drop_all({"a.png": sample_image(1)})
+        said = rmbgd(fleet, "fleet", "setup", status=Exit.FAILED)
+        assert "ack_wait is 1.0" in said
+        assert "change it with --change" in said
+        assert fleet.records() == {}
+        assert "queue: consumer workers-shop on RMBGD_HOT: ack_wait is 1.0" in rmbgd(
+            fleet, "doctor", status=Exit.FAILED
+        )
+        assert "ack_wait is 1.0, and should be 2.0, changed" in rmbgd(fleet, "fleet", "setup", "--change")
+        fleet.wait(lambda: set(fleet.records()) == {"a.png"}, "its result")
+        assert len(fleet.events("source.unusable")) == 1
+
+
+def shorten(fleet: FleetUnderTest, lease: float) -> None:
+    async def change(client: object) -> None:
+        await client.jetstream().add_consumer("RMBGD_HOT", consumer_configuration("RMBGD_HOT", "shop", lease))  # type: ignore[attr-defined]
+
+    fleet.admin.ask(change)
