@@ -35,6 +35,7 @@ from rmbgd.publish.sidecar import read_json
 from rmbgd.publish.temporary import Temporary, is_beneath, make_folders
 from rmbgd.store.records import FileName, Job, Published, PublishedFile, Target
 
+_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
 TRIES = 8  # when other machines publish the same image at the same time
 
 
@@ -117,7 +118,9 @@ class SharedRoot:
         path = os.path.join(root, key)
         try:
             status = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
             if not is_there(root, require_mount=self.folder.require_mount):
                 raise FileNotFoundError(errno.ENOENT, "the root is not there", root) from None
             return RootInput("gone")
@@ -141,6 +144,19 @@ class SharedRoot:
         if whole:
             return RootAnswer("done", whole[0]) if len(records) == 1 and refusal is None else None
         return RootAnswer("failed", refusal) if refusal is not None and self._is_of(refusal, fingerprint) else None
+
+    def trouble(self) -> str:
+        """Why nothing of it can be read now; "" where it can be, and trouble is one image's own."""
+        if not is_there(str(self.folder.input), require_mount=self.folder.require_mount):
+            return f"it is not there: {self.folder.input}"
+        try:
+            with os.scandir(self.folder.input) as entries:
+                next(entries, None)
+            for root in roots_of_sets(self.folder):
+                os.stat(root)
+        except OSError as error:
+            return f"it cannot be read now: {error}"
+        return ""
 
     def unchanged(self, job: Job) -> None:
         """Raises SourceChanged: the input is another by now, or is gone."""

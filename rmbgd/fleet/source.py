@@ -350,11 +350,13 @@ class LeaseSource(Inbox):
             if (held := self._of(job.job_id)) is not None:
                 self._returned(held, why)
         stale, self._stale = self._stale, []
-        for held in filter(None, map(self._of, stale)):  # begun here all the same, it is done twice
-            if held not in self._suspects:
+        for held in filter(None, map(self._of, stale)):
+            if held in self._suspects:  # it stays one
+                self._suspects.remove(held)
+            else:  # begun here all the same, it is done twice
                 self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
-                self._end(held, put_back())
-        if self._closing or self._drained or self._by_operator or stale:  # what was not begun; suspects stay some
+            self._end(held, put_back())
+        if self._closing or self._drained or self._by_operator:  # what was not begun
             for held in self._suspects:
                 self._end(held, put_back())
             self._suspects.clear()

@@ -68,7 +68,11 @@ class Triage:
         except BrokerFault:
             return Settled(delivery, put_back(UNSEEN_WAIT))
         except (OSError, StorageFault) as error:
-            return self._give_back(delivery, announced, attempts, self._retry_wait, f"it cannot be read now: {error}")
+            if trouble := root.trouble():
+                return self._give_back(delivery, announced, attempts, self._retry_wait, trouble)
+            keys = _keys(delivery, announced)
+            self._emit("image.postponed", **keys, why="storage", detail=f"it cannot be read now: {error}")
+            return self._give_back(delivery, announced, attempts, self._retry_wait)
         if found.state not in ("gone", "superseded"):
             return Todo(delivery, announced, attempts, found)
         if delivery.deliveries == 1:  # perhaps this machine does not see it yet
@@ -97,8 +101,7 @@ class Triage:
         if delivery.deliveries == 1:
             self.tell(delivery, announced, why="answered", detail=answer.kind)
             return Settled(delivery, ACK)
-        keys: dict[str, Any] = {"job": secrets.randbits(48), "folder": announced.root, "path": announced.key}
-        keys |= {"attempt": 1, "lease": delivery.name, "fingerprint": announced.fingerprint, "milliseconds": {}}
+        keys = _keys(delivery, announced)
         if answer.kind == "done":
             self._emit("image.done", **(done_again(answer.story) | keys), recovered=True)
         else:
@@ -113,3 +116,11 @@ class Triage:
         if not runs_alone(delivery.deliveries, attempts.given_back_at):  # a suspect stays one
             self._ledger.given_back(announced.identity, attempts, delivery.deliveries)
         return Settled(delivery, put_back(delay), (announced.root, why) if why else None)
+
+
+def _keys(delivery: Delivery, announced: Announcement) -> dict[str, Any]:
+    """What events say of an image that no job was begun for."""
+    keys: dict[str, Any] = {"job": secrets.randbits(48), "folder": announced.root, "path": announced.key}
+    return keys | {
+        "attempt": 1, "lease": delivery.name, "fingerprint": announced.fingerprint, "milliseconds": {}
+    }  # fmt: skip

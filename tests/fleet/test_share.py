@@ -24,6 +24,7 @@ from tests.support.workspace import Workspace, done, torn
 
 PLAIN = ("{dir}/{stem}.png",)
 THREE = ("{dir}/{stem}.png", "web/{dir}/{stem}.jpg", "masks/{dir}/{stem}.png")
+LONG = "x" * 300  # bytes: no file system has such names
 STEPS_MOST = 80  # of one publication
 
 
@@ -346,6 +347,17 @@ def test_what_is_no_file_below_the_root_is_refused(share: Share, key: str) -> No
     found = share.root().source(key, "5-1")
     assert found.state == "refused"
     assert found.version is not None  # of which its refusal is
+
+
+@pytest.mark.parametrize(
+    "key", ["a.jpg", "s/a.jpg", "file/a.jpg", "loop/a.jpg", "x" * 300 + ".jpg", "x" * 300 + "/a.jpg"]
+)
+def test_what_cannot_be_there_is_gone(share: Share, key: str) -> None:
+    """Whoever announced it: it must not come back for ever."""
+    (share.roots["input"] / "file").write_bytes(b"no folder")
+    (share.roots["input"] / "loop").symlink_to("loop")
+    assert share.root().source(key, "5-1").state == "gone"
+    assert share.root().answer(key, "5-1") is None
 
 
 def test_outputs_do_not_follow_links_out_of_the_root(share: Share) -> None:

@@ -50,6 +50,45 @@ def test_a_fleet_makes_what_one_service_makes(tmp_path: Path) -> None:
         assert fleet.temporaries() == []
 
 
+def test_equal_images_have_equal_results(tmp_path: Path) -> None:
+    images = dict.fromkeys([f"{number}.png" for number in range(12)], sample_image())
+    with FleetUnderTest(tmp_path, recipe=SET_OF_THREE) as fleet:
+        fleet.start()
+        fleet.drop_all(images)
+        fleet.wait_until_settled()
+        fleet.assert_all_done(images)
+        assert set(fleet.results()) == names_of(images, SET_OF_THREE)
+        assert len({(fleet.output / name).read_bytes() for name in images}) == 1
+
+
+def test_a_refusal_stands_until_a_better_version_comes(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1) as fleet:
+        worker = fleet.workers[0].start()
+        fleet.drop_all({"s/a.png": b"no image", "s/b.png": sample_image(1)})
+        fleet.wait_until_settled()
+        assert fleet.failures() == {"s/a.png": Reason.UNIDENTIFIED}
+        assert (fleet.input / "s/a.png").read_bytes() == b"no image"
+        fleet.put(fleet.announcement("s/a.png").encode())
+        worker.wait_for("lease.dropped", path="s/a.png", why="answered", detail="failed")
+        fleet.drop_all({"s/a.png": sample_image(2)})
+        fleet.wait_until_settled()
+        assert fleet.failures() == {}
+        fleet.assert_all_done(["s/a.png", "s/b.png"])
+
+
+def test_an_image_that_vanishes_in_the_engine_leaves_nothing(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1, lease=30.0) as fleet:
+        worker = fleet.workers[0].start()
+        worker.hold.touch()
+        fleet.drop_all(samples(range(2)))
+        worker.wait(worker.given, "an image in the engine")
+        (fleet.input / "0.png").unlink()
+        worker.hold.unlink()
+        fleet.wait_until_settled()
+        fleet.assert_all_done(["1.png"])
+        assert [event["why"] for event in worker.recorded("lease.dropped")] == ["gone"]
+
+
 # --- workers that die
 
 
@@ -146,6 +185,28 @@ def test_a_worker_that_stops_gives_back_what_it_had_not_begun(tmp_path: Path) ->
         fleet.assert_all_done(images)
         assert set(fleet.done_counts().values()) == {1}
         assert fleet.alone() == 0
+
+
+def test_a_suspect_that_waits_too_long_for_its_turn_stays_one(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path) as fleet:
+        first, second = fleet.workers
+        first.hold.touch()
+        first.start()
+        fleet.drop_all(samples(range(2)))
+        fleet.wait(lambda: fleet.queued()[1] == 2, "two leases")
+        first.wait(first.given, "an image in the engine")
+        first.kill()
+        first.start()  # both are suspects, and it hangs in the first
+        lost = first.wait_for("lease.lost")["path"]
+        second.start()
+        fleet.wait_until_settled()
+        first.hold.unlink()
+        first.wait_for("image.done", path=lost)
+        time.sleep(1.0)  # it would run the other one now
+        other = ({"0.png", "1.png"} - {lost}).pop()
+        assert [event["path"] for event in fleet.events("image.done")].count(other) == 1
+        assert fleet.alone() >= 3  # both, and the first again
+        fleet.assert_all_done(samples(range(2)))
 
 
 # --- versions
@@ -260,7 +321,8 @@ def test_a_broker_that_was_not_set_up_is_told_of_once(tmp_path: Path) -> None:
         fleet.drop_all({"a.png": sample_image()})
         fleet.wait_until_settled()
         fleet.assert_all_done(["a.png"])
-        assert len(worker.recorded("source.unusable")) == 1
+        told = [event["detail"] for event in worker.recorded("source.unusable")]
+        assert len(told) == len(set(told))  # another one where it looks while that is being made
 
 
 # --- what is bad
