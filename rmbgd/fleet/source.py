@@ -90,7 +90,9 @@ class LeaseSource(Inbox):
         self._reports = WorkerReports(broker, self._worker, self._report, self.drain)
         self._describe_service = describe
         self._reported = (clock.monotonic(), 0)  # when, and how many had ended; the loop's
-        self._window = Window(config.pipeline.queue, self._times)
+        places = config.pipeline
+        in_hands = places.decode_threads + 2 * places.batch_maximum + places.finish_threads
+        self._window = Window(3 * places.queue + in_hands, self._times)  # jobs, frames and arrivals wait in queues
         self._space = DiskSpaceGuard(config, emit)
         self._lock = threading.Lock()
         self._held: dict[int, Held] = {}  # by job; guarded by _lock

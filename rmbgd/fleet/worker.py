@@ -30,18 +30,18 @@ class ConnectionEvents:
     def __init__(self, servers: list[str], emit: Emit, clock: Clock) -> None:
         self._servers, self._emit, self._clock = ", ".join(servers), emit, clock
         self._lost_at: float | None = None
-        self._said = ""
+        self._said: set[str] = set()
 
     def __call__(self, fault: BrokerFault | None, version: str) -> None:
         now = self._clock.monotonic()
         if fault is None:
             away = {} if self._lost_at is None else {"seconds": round(now - self._lost_at, 3)}
             self._emit("source.connected", servers=self._servers, server_version=version, **away)
-            self._lost_at, self._said = None, ""
+            self._lost_at, self._said = None, set()
         else:
             self._lost_at = now if self._lost_at is None else self._lost_at
-            if fault.detail != self._said:
-                self._said = fault.detail
+            if fault.detail not in self._said:
+                self._said.add(fault.detail)
                 self._emit("source.lost", servers=self._servers, kind=fault.kind, detail=fault.detail)
 
 
