@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from rmbgd.cli import main as cli
 from rmbgd.errors import Reason
 from rmbgd.fleet.message import BULK, Announcement
+from rmbgd.fleet.source import WAIT
 from tests.support.audit import SET_OF_THREE, outputs_of
 from tests.support.fleet import ROOT, FleetUnderTest
 from tests.support.images import assert_cutout_of, sample_image, samples
@@ -215,10 +217,11 @@ def test_a_suspect_that_waits_too_long_for_its_turn_stays_one(tmp_path: Path) ->
 @pytest.mark.parametrize("slower", ["old", "new"])
 def test_the_newer_version_of_an_image_stands_whichever_worker_is_slower(tmp_path: Path, slower: str) -> None:
     old, new = sample_image(1), sample_image(2)
-    one_at_a_time = {"pipeline": {"queue": 1}}
-    with FleetUnderTest(tmp_path, lease=30.0, recipe=SET_OF_THREE, settings=one_at_a_time) as fleet:
-        begin_held(fleet, {"a.png": old})
+    with FleetUnderTest(tmp_path, lease=30.0, recipe=SET_OF_THREE) as fleet:
         fleet.workers[1].hold.touch()
+        begin_held(fleet, {"a.png": old})
+        assert cli.main(["pause", "--config", str(fleet.workers[0].config)]) == 0
+        time.sleep(2 * WAIT)  # a question for messages that was asked before may still bring one
         fleet.drop_all({"a.png": new})
         fleet.workers[1].wait(fleet.workers[1].given, "the new one in the engine")
         first, second = fleet.workers if slower == "new" else fleet.workers[::-1]
