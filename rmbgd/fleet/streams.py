@@ -66,6 +66,7 @@ def consumer_configuration(stream: str, root: str, lease: float) -> ConsumerConf
 
 
 _COMPARED = ("subjects", "retention", "storage", "discard", "max_msgs", "duplicate_window")
+_NEEDED = ("subjects", "retention")  # how much a queue holds is the administrator's choice
 _COMPARED_OF_CONSUMERS = ("filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending")
 
 
@@ -79,7 +80,7 @@ def set_up(broker: Broker, roots: Iterable[str], lease: float, *, change: bool) 
     async def work(client: Client) -> list[str]:
         context, said = client.jetstream(), []
         for stream in stream_configurations():
-            differences = await _stream(context, stream)
+            differences = await _stream(context, stream, _COMPARED)
             if differences is None:
                 await context.add_stream(stream)
                 said.append(f"made the stream {stream.name}")
@@ -106,15 +107,15 @@ def set_up(broker: Broker, roots: Iterable[str], lease: float, *, change: bool) 
 
 
 def unfit(broker: Broker, roots: Iterable[str], lease: float) -> list[str]:
-    """How streams and consumers that are there differ from those we make: leases would not be what workers take them
-    for. Raises BrokerFault: "missing" where one is not there."""
+    """How streams and consumers that are there differ from those we make, so that leases would not be what workers
+    take them for. Raises BrokerFault: "missing" where one is not there."""
     roots = list(roots)
 
     async def look(client: Client) -> list[str]:
         context, said = client.jetstream(), []
         for stream in stream_configurations():
             if stream.name in QUEUES:
-                said += _there(await _stream(context, stream), f"stream {stream.name}")
+                said += _there(await _stream(context, stream, _NEEDED), f"stream {stream.name}")
         for name, wanted in _consumers(roots, lease):
             said += _there(await _consumer(context, name, wanted), f"consumer {wanted.durable_name} on {name}")
         return said
@@ -132,13 +133,13 @@ def _consumers(roots: Iterable[str], lease: float) -> Iterator[tuple[str, Consum
     return ((stream, consumer_configuration(stream, root, lease)) for stream in QUEUES for root in roots)
 
 
-async def _stream(context: JetStreamContext, wanted: StreamConfig) -> list[str] | None:
+async def _stream(context: JetStreamContext, wanted: StreamConfig, compared: Iterable[str]) -> list[str] | None:
     """How the one that is there differs; None: there is none."""
     try:
         found = (await context.stream_info(str(wanted.name))).config
     except nats.js.errors.NotFoundError:
         return None
-    return [f"stream {wanted.name}: {each}" for each in _differences(wanted, found, _COMPARED)]
+    return [f"stream {wanted.name}: {each}" for each in _differences(wanted, found, compared)]
 
 
 async def _consumer(context: JetStreamContext, stream: str, wanted: ConsumerConfig) -> list[str] | None:
