@@ -6,25 +6,20 @@ queue that is full, or a broker that is away, makes the intake wait; the files w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
-from rmbgd.clock import Clock, backoff
-from rmbgd.config.load import Config
-from rmbgd.engine.devices import EngineContext
-from rmbgd.engine.supervisor import StartThread
-from rmbgd.events import Emit
+from rmbgd.clock import backoff
+from rmbgd.engine.types import EngineDescription
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import HOT, Announcement
-from rmbgd.fleet.publisher import RootPublisher
 from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import fingerprint_of
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.pipeline.items import Arrival, JobSource, Postponed, Rejection
+from rmbgd.pipeline.items import Arrival, Postponed, Rejection
+from rmbgd.pipeline.pipeline import PipelineContext
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
-from rmbgd.pipeline.storage_retry import StorageRetry
-from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Job, Leased
 
@@ -35,43 +30,27 @@ RETRY_FIRST = 0.25  # s
 class Announcer:
     """Ends and threads as a Pipeline has them; its owner closes the last sender of jobs, and both threads end."""
 
-    def __init__(
-        self,
-        config: Config,
-        *,
-        broker: Broker,
-        publisher: RootPublisher,
-        ledger: Ledger,
-        source: JobSource,
-        storage_retry: StorageRetry,
-        engine: EngineContext,
-        clock: Clock,
-        emit: Emit,
-        new_heartbeat: Callable[[str], Heartbeat],
-        start_thread: StartThread,
-        on_ready: Callable[[], None],
-        on_room: Callable[[], None],
-    ) -> None:
-        self._broker, self._publisher, self._ledger, self._source = broker, publisher, ledger, source
+    def __init__(self, context: PipelineContext, broker: Broker) -> None:
+        config, clock = context.engine.config, context.engine.clock
+        self._context, self._broker, self._ledger, self._source = context, broker, context.ledger, context.source
         self._recipes: Mapping[str, str] = {folder.name: folder.recipe for folder in config.folder}
-        self._retry_wait, self._stopping = config.source.retry_wait, engine.stopping
-        self._storage_retry, self._clock, self._emit = storage_retry, clock, emit
-        self._new_heartbeat, self._start_thread, self._on_ready = new_heartbeat, start_thread, on_ready
+        self._retry_wait, self._stopping = config.source.retry_wait, context.engine.stopping
+        self._storage_retry, self._clock, self._emit = context.storage_retry, clock, context.engine.emit
         self.jobs: Sender[Job]
         self._waiting: Receiver[Job]
-        self.jobs, self._waiting = queue(config.pipeline.queue, "jobs", clock, on_room)
+        self.jobs, self._waiting = queue(config.pipeline.queue, "jobs", clock, context.on_room)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(config.pipeline.queue, "arrivals", clock)
         self._paused: set[str] = set()  # folders of which nothing is taken; the thread "announce" has it
 
     def start(self) -> None:
-        heartbeat = self._new_heartbeat("announce")
+        heartbeat = self._context.new_heartbeat("announce")
         jobs, back = self._waiting.clone(heartbeat), self._arrivals[0].clone(heartbeat)
-        self._start_thread("announce", partial(self._announce, jobs, back, heartbeat))
-        heartbeat = self._new_heartbeat("finish-0")
-        self._start_thread("finish-0", partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat))
+        self._context.start_thread("announce", partial(self._announce, jobs, back, heartbeat))
+        heartbeat = self._context.new_heartbeat("finish-0")
+        self._context.start_thread("finish-0", partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat))
         self._arrivals[1].close()
         self._broker.start()
-        self._on_ready()
+        self._context.on_ready(EngineDescription("none", {}, ()))  # no device is needed
 
     def exit_stage(self) -> Sender[Arrival]:
         return self._arrivals[0].clone()
@@ -170,7 +149,7 @@ class Announcer:
 
         def record() -> None:
             self._ledger.failed(outcome)
-            self._publisher.refuse(job, outcome)
+            self._context.publisher.refuse(job, outcome)
             self._ledger.original_moved(job.job_id)
 
         self._storage_retry.retry_until_writable(record, job.folder, heartbeat)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config
-from rmbgd.engine.devices import EngineContext
-from rmbgd.engine.supervisor import StartThread
 from rmbgd.events import Emit
 from rmbgd.fleet.announcer import Announcer
 from rmbgd.fleet.broker import Broker
@@ -18,10 +16,8 @@ from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.pipeline.items import JobSource
-from rmbgd.pipeline.storage_retry import StorageRetry
+from rmbgd.pipeline.pipeline import PipelineContext
 from rmbgd.publish.quarantine import Quarantine
-from rmbgd.store.ledger import Ledger
 
 
 class ConnectionEvents:
@@ -84,43 +80,17 @@ def open_worker(
     return Worker(source, RootPublisher(roots, quarantine, emit))
 
 
-def open_announcer(
-    config: Config,
-    quarantine: Quarantine,
-    *,
-    ledger: Ledger,
-    source: JobSource,
-    storage_retry: StorageRetry,
-    engine: EngineContext,
-    clock: Clock,
-    emit: Emit,
-    new_heartbeat: Callable[[str], Heartbeat],
-    start_thread: StartThread,
-    on_ready: Callable[[], None],
-    on_room: Callable[[], None],
-) -> Announcer:
-    """It connects when it is started. Raises ConfigError."""
-    events = ConnectionEvents(config.source.servers, emit, clock)
+def open_announcer(context: PipelineContext, quarantine: Quarantine) -> Announcer:
+    """What takes the place of a pipeline. It connects when it is started. Raises ConfigError."""
+    config, emit = context.engine.config, context.engine.emit
+    events = ConnectionEvents(config.source.servers, emit, context.engine.clock)
 
     def changed(fault: BrokerFault | None) -> None:
         events(fault, broker.version)
 
     broker = Broker(config.source, f"rmbgd announce {socket.gethostname()}", changed)
-    return Announcer(
-        config,
-        broker=broker,
-        publisher=RootPublisher(open_roots(config), quarantine, emit),
-        ledger=ledger,
-        source=source,
-        storage_retry=storage_retry,
-        engine=engine,
-        clock=clock,
-        emit=emit,
-        new_heartbeat=new_heartbeat,
-        start_thread=start_thread,
-        on_ready=on_ready,
-        on_room=on_room,
-    )
+    publisher = RootPublisher(open_roots(config), quarantine, emit)
+    return Announcer(replace(context, publisher=publisher), broker)
 
 
 def open_roots(config: Config) -> dict[str, SharedRoot]:

@@ -36,6 +36,7 @@ from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
+from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.review import Reviewer
 from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
@@ -205,8 +206,7 @@ class Service:
         )
         stack.enter_context(OverflowListener(self._intake.watches, emit))
         self._storage_retry = StorageRetry(self._intake, emit, clock)
-        self._pipeline: JobConsumer
-        self._pipeline = self._open_announcer(publisher, stack) if announces else self._open_pipeline(results)
+        self._pipeline = self._open_pipeline(results, publisher.quarantine, stack)
         self._ledger_monitor = LedgerMonitor(
             self._ledger.database,
             outage,
@@ -257,41 +257,25 @@ class Service:
         self._intake = worker.source
         return worker.publisher
 
-    def _open_pipeline(self, results: ResultPublisher) -> Pipeline:
-        return Pipeline(
-            PipelineContext(
-                engine=self._engine,
-                build_devices=self._build_devices,
-                ledger=self._ledger,
-                publisher=results,
-                storage_retry=self._storage_retry,
-                source=self._intake,
-                new_heartbeat=self._heartbeats.new,
-                start_thread=self._threads.start,
-                on_ready=self._engine_ready,
-                on_room=self._intake.wake,
-            )
-        )
-
-    def _open_announcer(self, publisher: Publisher, stack: ExitStack) -> JobConsumer:
-        """What takes the place of a pipeline. Raises ConfigError."""
-        from rmbgd.fleet.worker import open_announcer  # its libraries are an extra, and nobody else needs them
-
-        self._device = "none"
-        announcer = open_announcer(
-            self._config,
-            publisher.quarantine,
-            ledger=self._ledger,
-            source=self._intake,
-            storage_retry=self._storage_retry,
+    def _open_pipeline(self, results: ResultPublisher, quarantine: Quarantine, stack: ExitStack) -> JobConsumer:
+        """Or what takes its place where images are announced. Raises ConfigError."""
+        context = PipelineContext(
             engine=self._engine,
-            clock=self._clock,
-            emit=self._emit,
+            build_devices=self._build_devices,
+            ledger=self._ledger,
+            publisher=results,
+            storage_retry=self._storage_retry,
+            source=self._intake,
             new_heartbeat=self._heartbeats.new,
             start_thread=self._threads.start,
-            on_ready=lambda: self.messages.put(Milestone.ENGINE),
+            on_ready=self._engine_ready,
             on_room=self._intake.wake,
         )
+        if not self._announces:
+            return Pipeline(context)
+        from rmbgd.fleet.worker import open_announcer  # its libraries are an extra, and nobody else needs them
+
+        announcer = open_announcer(context, quarantine)
         stack.callback(announcer.close)
         return announcer
 
