@@ -21,7 +21,7 @@ from pydantic_core import PydanticUndefined
 from rmbgd.cli.main import COMMANDS, build_parser
 from rmbgd.config.load import Config
 from rmbgd.config.presets import Preset, Rule
-from rmbgd.config.settings import Deliverable, Folder, Look, Recipe
+from rmbgd.config.settings import Bucket, Deliverable, Folder, Look, Recipe
 from rmbgd.errors import EXIT_TEXT, REASON_TEXT
 from rmbgd.events import ENVELOPE, EVENTS
 from tools import schema
@@ -53,12 +53,13 @@ def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
     yield "recipe", "[recipe.default]", Recipe
     yield "preset", "[preset.NAME]", Preset
     yield "folder", "[[folder]]", Folder
+    yield "bucket", "[[bucket]]", Bucket
 
 
 def default_toml() -> str:
     blocks = [_comment(line) for line in HEADER]
     for name, heading, model in sections():
-        if "NAME" in heading:  # there is none by default
+        if "NAME" in heading or model is Bucket:  # there is none by default
             continue
         blocks += ["", _comment(first_paragraph(model)), heading]
         for setting, field in model.model_fields.items():

@@ -89,7 +89,7 @@ def check(path: Path, *, create: bool) -> Report:
         report.problems += error.problems
         return report
     config, mistakes = examine(file.tables)
-    report.folders += [folder.name for folder in config.folder]
+    report.folders += config.root_names
     for each in config.adjusted:
         report.notes.append(
             f"{path}: {each['setting']} = {each['configured']} is read as {each['used']}: {each['why']}"
@@ -109,7 +109,7 @@ def check(path: Path, *, create: bool) -> Report:
 
 
 def _survey(config: Config, path: Path, user: int | None, notes: list[str]) -> Iterator[Mistake]:
-    if not config.folder:
+    if not config.folder and not config.bucket:
         yield Mistake((), f"no [[folder]] is defined, so there is nothing to do; {NOTATION}")
     yield from layout_problems(config)
     absent = [(place, path) for place, path, _ in _directories(config, notes) if _is_missing(path)]

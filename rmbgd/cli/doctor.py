@@ -16,7 +16,7 @@ from rmbgd.config.load import Config, load
 from rmbgd.doctor.checks import CheckResult, CheckState, check_compute, check_manager, fail, healthy, ok, warn
 from rmbgd.doctor.folders import check_folders
 from rmbgd.doctor.ledger import check_ledger
-from rmbgd.doctor.queue import check_queue
+from rmbgd.doctor.queue import check_buckets, check_queue
 from rmbgd.doctor.unit import check_unit
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.paths import DEFAULT_CONFIG
@@ -56,5 +56,6 @@ def check_all(path: Path) -> Iterator[CheckResult]:
     yield from check_folders(config)
     yield from check_ledger(config)
     yield from check_queue(config)
+    yield from check_buckets(config)
     yield from check_unit(config, path)
     yield from check_manager(config, path)

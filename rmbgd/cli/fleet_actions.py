@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import getpass
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError, Exit, RmbgdError
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.dead import retry_dead
-from rmbgd.fleet.share import SharedRoot
+from rmbgd.fleet.root import Root
 from rmbgd.fleet.status import FleetStatus, look
 from rmbgd.fleet.streams import set_up
 from rmbgd.fleet.sweep import sweep
@@ -35,7 +35,7 @@ CONNECT_PATIENCE = 10.0  # s
 class ConnectedFleet:
     config: Config
     broker: Broker
-    roots: dict[str, SharedRoot]
+    roots: Mapping[str, Root]
 
     @property
     def state(self) -> Path:
@@ -57,7 +57,7 @@ def connected(path: Path) -> Iterator[ConnectedFleet]:
         broker.close()
 
 
-def root_of(fleet: ConnectedFleet, name: str) -> SharedRoot:
+def root_of(fleet: ConnectedFleet, name: str) -> Root:
     if name not in fleet.roots:
         hint = did_you_mean(name, fleet.roots) or f"there is {', '.join(sorted(fleet.roots))}"
         raise RmbgdError(f"no root '{name}' in the configuration; {hint}")

@@ -16,6 +16,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "metrics": ("prometheus_client", "health.metrics_file"),
     "openvino": ("openvino", "u2netp on CPUs in half of the time"),
     "report": ("jinja2", "HTML reports"),
+    "s3": ("botocore", "images in buckets"),
     "systemd": ("systemd.daemon", "systemd's own library; the service does without"),
     "tensorrt": ("tensorrt", "a rival of the GPU engine, for measuring"),
     "transformers": ("transformers", "rmbgd.models.hf"),
@@ -34,6 +35,7 @@ def missing_extras(config: Config) -> list[str]:
     needed = {
         "metrics": config.health.metrics_file is not None and "health.metrics_file",
         "fleet": config.source.kind == "jetstream" and 'source.kind = "jetstream"',
+        "s3": bool(config.bucket) and "[[bucket]]",
         "openvino": config.engine.cpu_runtime == "openvino" and 'engine.cpu_runtime = "openvino"',
     }
     found: list[str] = []

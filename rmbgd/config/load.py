@@ -16,6 +16,7 @@ from rmbgd.config.presets import Preset, built_in, extended, resolve
 from rmbgd.config.problems import ConfigFile, Mistake, dotted, mistakes_of, no_table, syntax_problem, unknown
 from rmbgd.config.settings import (
     UNCHECKED,
+    Bucket,
     EngineSettings,
     Folder,
     GpuSettings,
@@ -27,6 +28,7 @@ from rmbgd.config.settings import (
     Name,
     PipelineSettings,
     Recipe,
+    S3Settings,
     ServiceSettings,
     Settings,
     SourceSettings,
@@ -37,6 +39,7 @@ from rmbgd.errors import ConfigError, explain
 from rmbgd.wording import did_you_mean
 
 __all__ = [
+    "Bucket",
     "Config",
     "EngineSettings",
     "Folder",
@@ -48,6 +51,7 @@ __all__ = [
     "Look",
     "PipelineSettings",
     "Recipe",
+    "S3Settings",
     "ServiceSettings",
     "SourceSettings",
     "examine",
@@ -64,6 +68,7 @@ _BUILT_IN = Recipe()  # "default" where the configuration sets none; checked onc
 class Config(Settings):
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     source: SourceSettings = Field(default_factory=SourceSettings)
+    s3: S3Settings = Field(default_factory=S3Settings)
     intake: IntakeSettings = Field(default_factory=IntakeSettings)
     limits: LimitSettings = Field(default_factory=LimitSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
@@ -74,19 +79,20 @@ class Config(Settings):
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     preset: dict[Name, Preset] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
+    bucket: list[Bucket] = Field(default_factory=list)
 
     def contradictions(self) -> Iterator[tuple[Sequence[Location], str]]:
         seen: set[str] = set()
         known = sorted({*self.recipe, "default"})
         orders: dict[str, tuple[str, str]] = {}  # model -> the first recipe with it, its patch_order
-        for number, folder in enumerate(self.folder):
+        for place, folder in self._roots():
             if folder.name in seen:
                 text = f"'{folder.name}' is the name of another folder, too; give each its own"
-                yield [("folder", number, "name")], text
+                yield [(*place, "name")], text
             seen.add(folder.name)
             if folder.recipe not in known:
                 hint = did_you_mean(str(folder.recipe), known) or f"there is {', '.join(known)}"
-                yield [("folder", number, "recipe")], f"no recipe '{folder.recipe}'; {hint}"
+                yield [(*place, "recipe")], f"no recipe '{folder.recipe}'; {hint}"
                 continue
             recipe = self.recipe_of(folder)
             first, order = orders.setdefault(recipe.model, (folder.recipe, recipe.patch_order))
@@ -97,8 +103,12 @@ class Config(Settings):
                 yield places, f"{text} '{recipe.model}'; one file has one order"
             if folder.review is None and any(recipe.review_below or look.preset for look in recipe.looks):
                 text = f"is missing: recipe '{folder.recipe}' sends images to people; name a directory for them"
-                yield [("folder", number, "review")], text
-        yield from self._in_a_fleet() if self.source.kind == "jetstream" else ()
+                yield [(*place, "review")], text
+        if self.source.kind == "jetstream":
+            yield from self._in_a_fleet()
+        elif self.bucket:
+            text = 'is only for [source] kind = "jetstream": no folder event tells of an object (docs/fleet.md)'
+            yield [("bucket", 0, "input")], text
         yield from self._presets_in_use()
         limits = self.limits
         for name, recipe in self.recipe.items():
@@ -123,13 +133,24 @@ class Config(Settings):
             text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
             yield [("engine", "device"), ("health", "require_gpu")], text
 
+    @property
+    def root_names(self) -> list[str]:
+        """Of folders and buckets."""
+        return [folder.name for folder in self.folder] + [bucket.name for bucket in self.bucket]
+
+    def _roots(self) -> Iterator[tuple[Location, Folder | Bucket]]:
+        for number, folder in enumerate(self.folder):
+            yield ("folder", number), folder
+        for number, bucket in enumerate(self.bucket):
+            yield ("bucket", number), bucket
+
     def _in_a_fleet(self) -> Iterator[tuple[Sequence[Location], str]]:
         """Roots that machines share: nobody claims by moving, and names must not depend on who computes, or when."""
         for number, folder in enumerate(self.folder):
             if folder.originals != "keep":
                 text = 'a root of a fleet keeps its originals, as several machines read them; write "keep"'
                 yield [("folder", number, "originals"), ("source", "kind")], f'is "{folder.originals}": {text}'
-        for name in {folder.recipe for folder in self.folder}:
+        for name in {root.recipe for _, root in self._roots()}:
             for place, each in enumerate(self.recipe[name].deliver if name in self.recipe else ()):
                 fields = names.fields_of(each.path)
                 where: list[Location] = [("recipe", name, "deliver", place, "path"), ("source", "kind")]
@@ -188,9 +209,24 @@ class Config(Settings):
             copied.__dict__.pop(name, None)
         return copied
 
-    def recipe_of(self, folder: Folder) -> Recipe:
-        """With the settings of its presets."""
-        return self.resolved(folder.recipe)
+    def spool_of(self, bucket: Bucket) -> Folder:
+        """Where a worker's pipeline works on images of a bucket, as if it were a drop folder."""
+        spool = self.service.state_directory / "spool" / bucket.name
+        roles = ("input", "output", "failed", *(["review"] if bucket.review else []))
+        kept = ("name", "recipe", "recursive", "priority", "latency", "latency_target", "ignore")
+        settings = {name: getattr(bucket, name) for name in kept} | {role: spool / role for role in roles}
+        return Folder(**settings, originals="keep")
+
+    def with_spools(self) -> Self:
+        """With a folder for each bucket."""
+        return self.model_copy(update={"folder": [*self.folder, *map(self.spool_of, self.bucket)]})
+
+    def recipe_of(self, folder: Folder | Bucket) -> Recipe:
+        """With the settings of its presets. In a fleet the sidecar of a file is the record of what was made."""
+        recipe = self.resolved(folder.recipe)
+        if self.source.kind == "folders" or folder.name in {bucket.name for bucket in self.bucket}:
+            return recipe
+        return recipe.model_copy(update={"sidecar": "always"})
 
     def resolved(self, recipe: str) -> Recipe:
         """A recipe by name, with the settings of its presets."""
@@ -199,9 +235,7 @@ class Config(Settings):
     @cached_property
     def _resolved(self) -> Mapping[str, Recipe]:
         recipes = {"default": _BUILT_IN, **self.recipe} if self.source.kind == "jetstream" else self.recipe
-        # In a fleet the sidecar is the record of what was made, so it is always there.
-        more = {"sidecar": "always"} if self.source.kind == "jetstream" else {}
-        return {name: self._with_presets(recipe).model_copy(update=more) for name, recipe in recipes.items()}
+        return {name: self._with_presets(recipe) for name, recipe in recipes.items()}
 
     def _with_presets(self, recipe: Recipe) -> Recipe:
         if not any(look.preset in self.presets for look in recipe.looks):
@@ -273,11 +307,12 @@ def examine(tables: Mapping[str, Any]) -> tuple[Config, list[Mistake]]:
     except ValidationError:
         pass
     mistakes = [unknown((name,), Config.model_fields) for name in tables if name not in Config.model_fields]
-    parts: dict[str, Any] = {"recipe": {}, "preset": {}, "folder": []}
+    parts: dict[str, Any] = {"recipe": {}, "preset": {}, "folder": [], "bucket": []}
+    arrays: dict[str, type[Settings]] = {"folder": Folder, "bucket": Bucket}
     for name, field in Config.model_fields.items():
-        content = tables.get(name, [] if name == "folder" else {})
-        if name == "folder" and isinstance(content, list):
-            parts[name] = [_usable(Folder, each, (name, n), mistakes) for n, each in enumerate(content)]
+        content = tables.get(name, [] if name in arrays else {})
+        if name in arrays and isinstance(content, list):
+            parts[name] = [_usable(arrays[name], each, (name, n), mistakes) for n, each in enumerate(content)]
         elif name in ("recipe", "preset") and isinstance(content, Mapping):
             for key, each in content.items():
                 parts[name][key] = _usable(Recipe if name == "recipe" else Preset, each, (name, key), mistakes)

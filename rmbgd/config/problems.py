@@ -91,10 +91,10 @@ def syntax_problem(path: Path, text: str, error: Exception) -> ConfigProblem:
 def _names(location: Location, tables: Mapping[str, Any]) -> tuple[str, str]:
     """(heading, setting) as a person finds them in the file."""
     match location:
-        case ("folder", int(number), *rest):
-            content = tables.get("folder")
+        case ("folder" | "bucket" as kind, int(number), *rest):
+            content = tables.get(kind)
             name = content[number].get("name") if isinstance(content, list) and _is_table(content, number) else None
-            table = f'[[folder]] "{name}"' if isinstance(name, str) else f"[[folder]] number {number + 1}"
+            table = f'[[{kind}]] "{name}"' if isinstance(name, str) else f"[[{kind}]] number {number + 1}"
         case ("recipe" | "preset" as kind, name, str(array), int(number), *rest):
             table = f"[[{kind}.{name}.{array}]] number {number + 1}"
         case ("recipe" | "preset" as kind, name, *rest):
@@ -125,8 +125,8 @@ def no_table(location: Location) -> Mistake:
     """How to write the table at `location`, where something else stands."""
     text = f"write [{location[0]}], with one bracket and once, above its settings"
     match location:
-        case ("folder", *_):
-            text = "write [[folder]] with two brackets above the settings of each folder: there may be several"
+        case ("folder" | "bucket" as kind, *_):
+            text = f"write [[{kind}]] with two brackets above the settings of each {kind}: there may be several"
         case ("recipe" | "preset" as kind, name, str(array), *_):
             text = f"write [[{kind}.{name}.{array}]] with two brackets above the settings of each: there may be several"
         case ("preset", *_):

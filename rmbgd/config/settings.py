@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -69,6 +70,11 @@ SERVER = (
     r"(nats|tls)://[^\s/:@]+(:[0-9]{1,5})?",
     'no address of a broker; write "nats://HOST:4222", or "tls://HOST:4222"; passwords belong into source.credentials',
 )
+ADDRESS = (
+    r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9](/[^/\0]+)*/?",
+    'no place in a bucket; write "s3://BUCKET/PREFIX", or "s3://BUCKET" for all of it',
+)
+ENDPOINT = r"(https?://[^\s/@]+)?", 'no address of a storage; write "https://HOST:9000", or "" for Amazon S3'
 DIGEST = r"([0-9a-f]{64})?", 'no SHA-256; write its 64 digits, 0 to 9 and a to f, or "" for none'
 
 
@@ -126,6 +132,8 @@ Share = Annotated[float, BeforeValidator(percent)]
 Device = Annotated[str, _shaped(*DEVICE, _near_device)]
 Size = Annotated[str, _shaped(*SIZE, _near_size)]
 Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]
+S3Address = Annotated[str, _shaped(*ADDRESS, lambda text: f"s3://{text.removeprefix('s3:').lstrip('/')}")]
+Endpoint = Annotated[str, _shaped(*ENDPOINT, lambda text: f"https://{text}")]
 Server = Annotated[str, _shaped(*SERVER, lambda text: f"nats://{text}")]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
@@ -624,6 +632,43 @@ class SourceSettings(Settings):
             yield [("lease_maximum",), ("lease",)], f"is shorter than one lease of {self.lease:g} s; raise it"
         if (self.tls_certificate is None) != (self.tls_key is None):
             yield [("tls_certificate",), ("tls_key",)], "a certificate and its key go together; give both, or none"
+
+
+class S3Settings(Settings):
+    """The storage of the buckets: Amazon S3, or a server that speaks like it."""
+
+    endpoint: Endpoint = setting("", unit="address", reason='"" for Amazon S3; else of the server')
+    region: str = setting("", reason='where the buckets are; "" takes it from the configuration of the AWS tools, else us-east-1')
+    addressing: Literal["auto", "path", "virtual"] = setting("auto",
+        reason="where a request names its bucket: path as most servers want it, virtual in the host's name as Amazon does; auto is path where an endpoint is set")
+    credentials: AbsolutePath | None = setting(None,
+        reason="file with the keys, as the AWS tools write it (aws_access_key_id, aws_secret_access_key below [default]); without it the environment, the files of the AWS tools, or the role of the machine")
+    timeout: float = setting(30.0, unit="s", ge=1, le=600, reason="a connection, or an answer, that takes longer counts as lost, and is tried twice more")
+
+
+class Bucket(Settings):
+    """One root of a fleet whose images are objects in buckets; for [source] kind = "jetstream". Keys below `input` are mirrored below the other places."""
+
+    name: Name = setting(reason="as of a [[folder]]; the same on every host")
+    input: S3Address = setting(unit="address", reason="images are the objects below it, and stay there")
+    output: S3Address = setting(unit="address", reason="finished cutouts, each put whole")
+    failed: S3Address = setting(unit="address", reason="of each rejected image, why: <key>.error.json")
+    review: S3Address | None = setting(None, unit="address", reason="what people should look at; needed when the recipe has review_below or a preset")
+    recipe: Name = setting("default", reason="name of a [recipe.NAME] table")
+    recursive: bool = setting(True, reason="false leaves out keys with a / behind the input's prefix")
+    priority: int = setting(50, unit="0..100", ge=0, le=100, reason="higher is leased first")
+    latency: Literal["bulk", "realtime"] = setting("bulk",
+        reason="realtime images go first and alone, so that none waits for a batch")
+    latency_target: float = setting(0.13, unit="s", ge=0.005, le=3600,
+        reason="time an image may spend in the engine. A batch takes at most half of it, as an image may just miss one; raise it where only throughput counts")
+    ignore: list[str] = setting([], unit="patterns",
+        reason="more names to leave alone, besides those of unfinished uploads")
+
+    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+        places = {role: place.rstrip("/") + "/" for role in ("input", "output", "failed", "review") if (place := getattr(self, role))}
+        for first, second in itertools.combinations(places, 2):
+            if places[first].startswith(places[second]) or places[second].startswith(places[first]):
+                yield [(second,), (first,)], f"{places[second]} and {first}, {places[first]}, lie one within the other; give each its own prefix"
 
 
 class Folder(Settings):

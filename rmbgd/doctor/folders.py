@@ -42,7 +42,7 @@ CAUSES = {
 
 
 def check_folders(config: Config) -> Iterator[CheckResult]:
-    if not config.folder:
+    if not config.folder and not config.bucket:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
     in_use = folders_in_use(config)
     service = other_user(config)

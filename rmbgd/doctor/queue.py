@@ -1,4 +1,4 @@
-"""Checks the queue of a fleet: does the broker answer, may we use it, and is it as it should be."""
+"""Checks the queue of a fleet and its buckets: do they answer, may we use them, is the queue as it should be."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_queue(config: Config) -> Iterator[CheckResult]:
     broker.start()
     try:
         broker.wait_until_connected(PATIENCE)
-        found = unfit(broker, [folder.name for folder in config.folder], config.source.lease)
+        found = unfit(broker, config.root_names, config.source.lease)
     except BrokerFault as fault:
         yield fail("queue", fault.detail)
     else:
@@ -39,3 +39,23 @@ def check_queue(config: Config) -> Iterator[CheckResult]:
             yield ok("queue", f"nats-server {broker.version} at {', '.join(config.source.servers)}, as it should be")
     finally:
         broker.close()
+
+
+def check_buckets(config: Config) -> Iterator[CheckResult]:
+    """What reading and listing show; whether it may write, the first image shows."""
+    if not config.bucket or not is_installed("botocore"):
+        return
+    from rmbgd.fleet.objects import ObjectStore, Place  # of an extra
+
+    store = ObjectStore(config.s3)
+    for bucket in config.bucket:
+        places = [Place.of(each) for each in (bucket.input, bucket.output, bucket.failed, bucket.review) if each]
+        try:
+            for place in places:
+                store.reachable(place)
+        except OSError as error:
+            yield fail(
+                f"bucket {bucket.name}", f"{error.filename}: {error.strerror}", "see s3.endpoint and s3.credentials"
+            )
+        else:
+            yield ok(f"bucket {bucket.name}", f"{bucket.input} answers")

@@ -14,7 +14,7 @@ from typing import Any
 
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.pulls import BrokerFault
-from rmbgd.fleet.streams import ATTEMPTS, Bucket
+from rmbgd.fleet.streams import ATTEMPTS, KeyValues
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class AttemptLedger:
     """Written by the one who has the lease of an image."""
 
     def __init__(self, broker: Broker, worker: str) -> None:
-        self._bucket, self._worker = Bucket(broker, ATTEMPTS), worker
+        self._bucket, self._worker = KeyValues(broker, ATTEMPTS), worker
 
     def read(self, identity: str) -> Attempts:
         """Raises BrokerFault."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from rmbgd.errors import ConfigError, RmbgdError
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.compare import Entry, answered, list_inputs
+from rmbgd.fleet.compare import answered
 from rmbgd.fleet.message import BULK, unusable
 from rmbgd.fleet.pulls import BrokerFault
-from rmbgd.fleet.share import SharedRoot
+from rmbgd.fleet.root import Entry, Root
 from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import BATCH, publish
 
@@ -105,8 +105,8 @@ def in_part(key: str, part: str) -> bool:
 
 def backfill(
     broker: Broker,
-    source: SharedRoot,
-    target: SharedRoot,
+    source: Root,
+    target: Root,
     manifest: Path,
     *,
     part: str = "",
@@ -121,15 +121,13 @@ def backfill(
     `anew` lists the root again. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong
     together.
     """
-    if source.folder.input != target.folder.input:
-        text = (
-            f"root '{target.folder.name}' reads {target.folder.input}, and '{source.folder.name}' {source.folder.input}"
-        )
+    if source.place != target.place:
+        text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
         raise RmbgdError(f"{text}: --out names a root with the same input")
     with closing(Manifest(manifest)) as images:
         name = source.folder.name
         if not images.is_whole(name, part) or anew:
-            images.fill(name, part, (entry for entry in list_inputs(source) if in_part(entry.key, part)))
+            images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
         feeder = _Feeder(broker, target, images, window, retry_failed, tell)
         return feeder.run()
 
@@ -138,7 +136,7 @@ class _Feeder:
     def __init__(
         self,
         broker: Broker,
-        root: SharedRoot,
+        root: Root,
         images: Manifest,
         window: int,
         retry_failed: bool,

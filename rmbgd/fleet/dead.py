@@ -13,13 +13,13 @@ from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import BadMessage
 from rmbgd.fleet.pulls import BrokerFault
-from rmbgd.fleet.share import SharedRoot
+from rmbgd.fleet.root import Root
 
 BATCH = 256
 WAIT = 1.0  # s for more letters, before there are none
 
 
-def retry_dead(broker: Broker, roots: Sequence[SharedRoot]) -> tuple[int, int]:
+def retry_dead(broker: Broker, roots: Sequence[Root]) -> tuple[int, int]:
     """Announce all dead letters of these roots again, as if they had never been tried; (how many, how many are left).
 
     Each leaves the stream only when its name is on the queue. Raises BrokerFault, OSError.

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from rmbgd import naming as names
 from rmbgd.events import Emit
-from rmbgd.fleet.share import SharedRoot
+from rmbgd.fleet.root import Root
 from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import copy_known
 from rmbgd.publish.quarantine import Quarantine
@@ -17,7 +17,7 @@ from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 class RootPublisher:
     """Serves all finish threads; a ResultPublisher. `roots`: by folder name. `quarantine` words the refusals."""
 
-    def __init__(self, roots: Mapping[str, SharedRoot], quarantine: Quarantine, emit: Emit) -> None:
+    def __init__(self, roots: Mapping[str, Root], quarantine: Quarantine, emit: Emit) -> None:
         self._roots, self._quarantine, self._emit = roots, quarantine, emit
 
     def publish(
@@ -30,7 +30,6 @@ class RootPublisher:
         report: Mapping[str, object] | None = None,  # noqa: ARG002
     ) -> Published:
         root = self._roots[job.folder]
-        root.unchanged(job)
         with root.open_set(job) as files:
             write(files)
             return self._place(root, job, files, outcome)
@@ -60,7 +59,7 @@ class RootPublisher:
         self._emit(outcome.event, **outcome.keys)
 
     @staticmethod
-    def _place(root: SharedRoot, job: Job, files: FileSet, outcome: JobOutcome) -> Published:
+    def _place(root: Root, job: Job, files: FileSet, outcome: JobOutcome) -> Published:
         published, again = root.publish(job, files, outcome.keys)
         outcome.add(output=published.path, bytes_out=published.size, sha256_out=published.sha256)
         if not published.is_plain:

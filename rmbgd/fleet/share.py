@@ -1,8 +1,7 @@
 """A root on a file system that several machines share: what stands there of an image, and publishing a set into it.
 
-The sidecar beside the first file of a set says which version of which input it was made from. That record, and the
-files that it lists, are the truth: nothing of it is remembered elsewhere. It names its owner, too: where two inputs
-would have the same output, the first to create the record has it, and the other takes its second name.
+The record is the sidecar beside the first file of a set. It names its owner, too: where two inputs would have the same
+output, the first to create the record has it, and the other takes its second name.
 
 A name that was never taken: the record first, by a rename that replaces nothing, then the files, the first file last.
 An older version: the files first, then the record. Whatever step a crash comes after, the record either fits the files,
@@ -13,30 +12,39 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import json
 import os
 import stat
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import date
-from typing import Literal
 
-import rmbgd
 from rmbgd import naming as names
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.fleet.message import unusable
+from rmbgd.fleet.root import (
+    Entry,
+    RootAnswer,
+    RootInput,
+    State,
+    files_of,
+    fingerprint_of_job,
+    first_name,
+    published_of,
+    record_of,
+    to_bytes,
+)
 from rmbgd.fs import FileSystem, FileVersion, SystemFileSystem, storage_faults, version_of
+from rmbgd.intake.ignored import Ignored
+from rmbgd.intake.scanner import scan
 from rmbgd.mounts import is_there
-from rmbgd.pipeline.produce import planned
 from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
 from rmbgd.publish.publisher import SourceChanged
 from rmbgd.publish.sidecar import read_json
 from rmbgd.publish.temporary import Temporary, is_beneath, make_folders
-from rmbgd.store.records import FileName, Job, Published, PublishedFile, Target
+from rmbgd.store.records import Job, Published, Target
 
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
 TRIES = 8  # when other machines publish the same image at the same time
+TEMPORARY_AGE = 6 * 3600.0  # s after which a temporary is nobody's: longer than any lease
 
 
 class ShareFileSystem(SystemFileSystem):
@@ -71,28 +79,6 @@ def _is_at(target: str, before: os.stat_result, folder: int | None = None) -> bo
     return (found.st_dev, found.st_ino) == (before.st_dev, before.st_ino)
 
 
-@dataclass(frozen=True, slots=True)
-class RootInput:
-    """What stands where an announced image should be.
-
-    state   ready; gone; superseded by another version; refused, as no service reads it: `detail` says why
-    path    that the decoder reads
-    """
-
-    state: Literal["ready", "gone", "superseded", "refused"]
-    path: str = ""
-    version: FileVersion | None = None
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class RootAnswer:
-    """What a version of an image got. `story` is the record: of a set, the sidecar; of a refusal, the reason file."""
-
-    kind: Literal["done", "failed"]
-    story: Mapping[str, object] = field(default_factory=dict)
-
-
 def fingerprint_of(status: os.stat_result | FileVersion) -> str:
     """Of a version of a file, the same on every machine that sees it."""
     if isinstance(status, FileVersion):
@@ -101,19 +87,16 @@ def fingerprint_of(status: os.stat_result | FileVersion) -> str:
 
 
 class SharedRoot:
-    """One root of a worker. Usable from every thread; keeps no state of an image. Raises OSError where the share fails.
-
-    `recipe` with the settings of its presets.
-    """
+    """A Root that keeps no state of an image."""
 
     def __init__(self, folder: Folder, recipe: Recipe, fs: FileSystem | None = None) -> None:
         self.folder, self.recipe, self._fs = folder, recipe, fs or ShareFileSystem()
+        self.place = str(folder.input)
         self._mode = int(recipe.file_mode, 8)
 
     # ------------------------------------------------------------------------------------------------ what stands
 
     def source(self, key: str, fingerprint: str) -> RootInput:
-        """The input as it is now. Raises OSError, also where the whole root is away."""
         root = str(self.folder.input)
         path = os.path.join(root, key)
         try:
@@ -129,15 +112,17 @@ class SharedRoot:
             return RootInput("refused", path, version_of(status), why)
         if not stat.S_ISREG(status.st_mode):
             return RootInput("refused", path, version_of(status), "no regular file")
-        state: Literal["ready", "superseded"]
-        state = "ready" if fingerprint_of(status) == fingerprint else "superseded"
+        state: State = "ready" if fingerprint_of(status) == fingerprint else "superseded"
         return RootInput(state, path, version_of(status))
 
-    def answer(self, key: str, fingerprint: str) -> RootAnswer | None:
-        """What this version got before, with this recipe; None: nothing, or not all of it, or more.
+    def state(self, key: str, fingerprint: str) -> State:
+        return self.source(key, fingerprint).state
 
-        A worker that died may have left what an older version had: publishing again removes it.
-        """
+    def discard(self, job: Job) -> None:
+        """Nothing: it is read where it stands."""
+
+    def answer(self, key: str, fingerprint: str, *, refusals: bool = True) -> RootAnswer | None:  # noqa: ARG002
+        # A worker that died may have left what an older version had: publishing again removes it.
         records = list(self._records(key))
         refusal = self._story(self._reason_path(key), key)
         whole = [story for root, _, story in records if self._is_whole(root, story, fingerprint)]
@@ -146,7 +131,6 @@ class SharedRoot:
         return RootAnswer("failed", refusal) if refusal is not None and self._is_of(refusal, fingerprint) else None
 
     def trouble(self) -> str:
-        """Why nothing of it can be read now; "" where it can be, and trouble is one image's own."""
         if not is_there(str(self.folder.input), require_mount=self.folder.require_mount):
             return f"it is not there: {self.folder.input}"
         try:
@@ -158,30 +142,47 @@ class SharedRoot:
             return f"it cannot be read now: {error}"
         return ""
 
-    def unchanged(self, job: Job) -> None:
+    def _check_unchanged(self, job: Job) -> None:
         """Raises SourceChanged: the input is another by now, or is gone."""
-        assert job.leased is not None
-        found = self.source(job.relative_path, job.leased.fingerprint)
+        found = self.source(job.relative_path, fingerprint_of_job(job))
         if found.state != "ready":
             why = "vanished" if found.state == "gone" else "changed"
             raise SourceChanged(why, f"{found.state} while it was worked on {found.detail}".rstrip())
 
+    def inputs(self) -> Iterator[Entry]:
+        """In the order of the file system."""
+        folder, now = self.folder, time.time()
+        os.listdir(folder.input)
+        for path, status in scan(str(folder.input), "", Ignored(folder.ignore), recursive=folder.recursive):
+            if isinstance(status, os.stat_result) and stat.S_ISREG(status.st_mode):
+                yield Entry(path, fingerprint_of(status), now - status.st_mtime)
+
+    def remove_leftovers(self) -> int:
+        """Temporaries of workers that died, in the outputs."""
+        found, oldest = 0, time.time() - TEMPORARY_AGE
+        for folder in (*roots_of_sets(self.folder), str(self.folder.failed)):
+            for here, _, files in os.walk(folder):
+                for name in filter(names.is_temporary, files):
+                    path = os.path.join(here, name)
+                    with contextlib.suppress(OSError):
+                        if os.lstat(path).st_mtime < oldest:
+                            os.unlink(path)
+                            found += 1
+        return found
+
     # ------------------------------------------------------------------------------------------------ publishing
 
     def open_set(self, job: Job) -> FileSet:
+        with storage_faults(self.place):
+            self._check_unchanged(job)
         return FileSet(job, str(self.folder.output), self._mode, self._fs)
 
     def publish(self, job: Job, files: FileSet, told: Mapping[str, object]) -> tuple[Published, bool]:
-        """Give the files of a set their names, or none; `told` is remembered with it, for events that were lost.
-
-        Also answers whether another worker has made it from the same version, before or at the same time. Raises
-        StorageFault, ImageError where both of its names are another's, SourceChanged.
-        """
         output, *review = roots_of_sets(self.folder)
         root = review[0] if files.review else output
         with storage_faults(root):
             files.seal()
-            self.unchanged(job)
+            self._check_unchanged(job)
             published, standing = self._place(job, files, root, told)
             self._remove_others(job, root, published)
             self._withdraw_refusal(job)
@@ -199,18 +200,18 @@ class SharedRoot:
                 before = self._read(os.path.join(root, names.sidecar_name(targets[0].path)))
                 if before and not self._is_mine(before, key):
                     break  # another input has this name
-                if before and self._is_whole(root, before, _fingerprint(job)):
-                    return _published(root, before), True
+                if before and self._is_whole(root, before, fingerprint_of_job(job)):
+                    return published_of(root, before), True
                 if not self._have_folders(root, targets):
                     break
-                record = self._record(job, files, targets, told)
+                record = record_of(job, files, targets, told, self.folder.recipe)
                 if before:
                     self._replace(job, files, targets, record, before, root)
                 elif not self._create(job, files, targets, record):
                     if not os.path.lexists(os.path.join(root, names.sidecar_name(targets[0].path))):
                         break  # a file of somebody else has this name
                     continue  # another worker was quicker
-                again = before.get("job") != job.job_id and self._is_of(before, _fingerprint(job))
+                again = before.get("job") != job.job_id and self._is_of(before, fingerprint_of_job(job))
                 return files.published(targets, sidecar=True), again
         raise ImageError(Reason.OUTPUT_TAKEN, f"files of others stand at {targets[0].path} and at its plain name")
 
@@ -237,7 +238,7 @@ class SharedRoot:
         self._rename(files, targets)
         self._write_record(job, targets[0], record, replace_it=True)
         kept = {target.path for target in targets}
-        self._remove(root, [path for path, _ in _files_of(before) if path not in kept])
+        self._remove(root, [path for path, *_ in files_of(before) if path not in kept])
 
     def _rename(self, files: FileSet, targets: Sequence[Target]) -> None:
         files.bring_beside(targets)
@@ -256,25 +257,6 @@ class SharedRoot:
         self._fs.sync_folder(os.path.dirname(path))
         return True
 
-    def _record(self, job: Job, files: FileSet, targets: Sequence[Target], told: Mapping[str, object]) -> bytes:
-        announced = files.announced(targets)
-        story = {
-            **(files.sidecar_facts or {}),
-            "folder": self.folder.name,
-            "path": job.relative_path,
-            "job": job.job_id,
-            "fingerprint": _fingerprint(job),
-            "recipe": self.folder.recipe,
-            "source": {"bytes": job.version.size, "mtime_ns": job.version.mtime_ns},
-            "output": announced.path,
-            "sha256": announced.sha256,
-            "bytes": announced.size,
-            "outputs": announced.outputs,
-            "done": {key: value for key, value in told.items() if key not in _OF_ONE_RUN},
-            "rmbgd": rmbgd.__version__,
-        }
-        return json.dumps(story, indent=1).encode() + b"\n"
-
     def _have_folders(self, root: str, targets: Iterable[Target]) -> bool:
         """Make the folders of the targets; False where a file has the name of one."""
         folders = {os.path.dirname(target.path) for target in targets}
@@ -283,21 +265,19 @@ class SharedRoot:
     # ------------------------------------------------------------------------------------------------ refusals
 
     def refuse(self, job: Job, story: Mapping[str, object]) -> None:
-        """Record beside the outputs that it is refused; the original stays. Raises StorageFault, ImageError."""
         path = self._reason_path(job.relative_path)
         root = str(self.folder.failed)
         with storage_faults(root):
             below = make_folders(root, os.path.dirname(job.relative_path), self._fs)
             path = os.path.join(root, below, os.path.basename(path))
-            record = dict(story) | {"fingerprint": _fingerprint(job), "recipe": self.folder.recipe}
+            record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
             name = names.temporary_name(job.job_id, ".error")
             with Temporary(root, below, name, self._mode, self._fs) as temporary:
-                temporary.write(json.dumps(record, indent=1).encode() + b"\n")
+                temporary.write(to_bytes(record))
                 temporary.publish(path, replace=True)
             self._fs.sync_folder(os.path.dirname(path))
 
     def forget_refusal(self, key: str) -> bool:
-        """So that it is tried again; False when there was none."""
         if self._story(path := self._reason_path(key), key) is None:
             return False
         with contextlib.suppress(FileNotFoundError):  # another worker did
@@ -315,13 +295,7 @@ class SharedRoot:
 
     def _record_names(self, key: str) -> tuple[str, str]:
         """Where the record of an input may be, below a root."""
-        first = next(planned(self.recipe, 1))
-        extension = names.EXTENSIONS[first.look.format]
-        if first.template is None:
-            name = FileName.of_output(key, extension)
-        else:
-            both = names.expand(first.template, key, extension, when=date.min, subject=first.subject)
-            name = FileName(first.template, *both)
+        name = first_name(self.recipe, key)
         return names.sidecar_name(name.plain), names.sidecar_name(name.later)
 
     def _is_mine(self, story: Mapping[str, object], key: str) -> bool:
@@ -342,10 +316,10 @@ class SharedRoot:
 
     def _is_whole(self, root: str, story: Mapping[str, object], fingerprint: str) -> bool:
         """And does all of it stand?"""
-        files = _files_of(story)
+        files = files_of(story)
         if not self._is_of(story, fingerprint) or not files:
             return False
-        return all(_has_size(os.path.join(root, path), size) for path, size in files)
+        return all(_has_size(os.path.join(root, path), size) for path, size, _ in files)
 
     def _records(self, key: str) -> Iterator[tuple[str, str, dict[str, object]]]:
         """Root, path and story of each record of an input: more than one where a worker died."""
@@ -360,7 +334,7 @@ class SharedRoot:
         kept = {(root, file.path) for file in published.files} | {(root, record)}
         for there, path, story in list(self._records(job.relative_path)):
             if (there, path) != (root, record):
-                files = [each for each, _ in _files_of(story) if (there, each) not in kept]
+                files = [each for each, *_ in files_of(story) if (there, each) not in kept]
                 self._remove(there, [*files, path])
 
     def _remove(self, root: str, paths: Iterable[str]) -> None:
@@ -370,47 +344,9 @@ class SharedRoot:
                     self._fs.unlink(os.path.join(root, path))
 
 
-_OF_ONE_RUN = {"job", "attempt", "lease", "milliseconds", "recovered", "duplicate"}
-"""Keys of image.done that say nothing of the image."""
-
-
-def done_again(story: Mapping[str, object]) -> dict[str, object]:
-    """What image.done says of a set that stands, from its record."""
-    done = story.get("done")
-    told = dict(done) if isinstance(done, dict) else {}
-    told |= {"output": story.get("output"), "bytes_out": story.get("bytes"), "sha256_out": story.get("sha256")}
-    outputs = story.get("outputs")
-    return told | ({"outputs": outputs} if isinstance(outputs, list) and len(outputs) > 1 else {})
-
-
-def _fingerprint(job: Job) -> str:
-    assert job.leased is not None
-    return job.leased.fingerprint
-
-
-def _files_of(story: Mapping[str, object]) -> list[tuple[str, int]]:
-    """Path below the root and size of each file that a record lists; none of what is no record of ours."""
-    outputs = story.get("outputs")
-    files = [each for each in outputs if isinstance(each, dict)] if isinstance(outputs, list) else []
-    found = [(str(each.get("path")), each.get("size")) for each in files]
-    usable = all(type(size) is int and not unusable(path) for path, size in found)
-    return [(path, int(str(size))) for path, size in found] if usable else []
-
-
 def _has_size(path: str, size: int) -> bool:
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
     return stat.S_ISREG(status.st_mode) and status.st_size == size
-
-
-def _published(root: str, story: Mapping[str, object]) -> Published:
-    """As a record lists it, in its order."""
-    files = _files_of(story)
-    outputs = story["outputs"] if isinstance(story["outputs"], list) else []
-    made = []
-    for (path, size), each in zip(files, outputs, strict=True):
-        facts = {key: value for key, value in each.items() if key not in ("path", "sha256", "size")}
-        made.append(PublishedFile("", path, str(each.get("sha256")), size, facts))
-    return Published(root, tuple(made), sidecar=True)

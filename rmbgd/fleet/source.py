@@ -26,7 +26,7 @@ from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
 from rmbgd.fleet.message import Announcement
 from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, put_back
-from rmbgd.fleet.share import RootInput, SharedRoot
+from rmbgd.fleet.root import Root
 from rmbgd.fleet.streams import unfit
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name
@@ -42,6 +42,7 @@ from rmbgd.pipeline.queue import Sender
 from rmbgd.store.outbox import job_keys
 from rmbgd.store.records import Job, Leased
 
+MOST_DOWNLOADS = 16  # images of buckets taken at once: all of them must be here before their leases end
 LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answers in milliseconds, but each waits
 WAIT = 1.0  # s that one question for messages waits for the first
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
@@ -73,7 +74,7 @@ class LeaseSource(Inbox):
         config: Config,
         *,
         broker: Broker,
-        roots: Mapping[str, SharedRoot],
+        roots: Mapping[str, Root],
         clock: Clock,
         emit: Emit,
         heartbeat: Heartbeat,
@@ -237,6 +238,7 @@ class LeaseSource(Inbox):
         with self._lock:
             held = len(self._held)
         room = min(jobs.free(), int(self._window.size) - held)
+        room = min(room, MOST_DOWNLOADS) if self._config.bucket else room
         names.sort(key=lambda name: -self._roots[name].folder.priority)
         places = [(stream, message.consumer(name)) for stream in message.QUEUES for name in names]
         idle = not names or room <= 0 or bool(self._suspects)
@@ -258,6 +260,8 @@ class LeaseSource(Inbox):
             self._waiting_there[delivery.stream, delivery.consumer] = delivery.waiting
         if not deliveries:
             self._waiting_there.clear()
+        if self._config.bucket:
+            self._heartbeat.waiting()  # for the storage, each of whose answers has a deadline
         for seen in self._looks.map(self._triage.look, deliveries):
             if isinstance(seen, Todo):
                 self._begin(seen, jobs, refusals)
@@ -307,7 +311,7 @@ class LeaseSource(Inbox):
         with self._lock:
             self._held[job.job_id] = held
         if found.state == "refused":
-            self._refuse(held, Reason.NOT_REGULAR, found.detail, refusals)
+            self._refuse(held, found.reason, found.detail, refusals)
         elif held.attempts.alone >= ATTEMPTS_ALONE:
             detail = f"the worker died {held.attempts.alone} times while it ran alone, and once or more beside others"
             held.is_dead = True
@@ -388,11 +392,11 @@ class LeaseSource(Inbox):
         if why in ("changed", "vanished"):
             announced = held.announced
             try:
-                found = self._roots[announced.root].source(announced.key, announced.fingerprint)
+                state = self._roots[announced.root].state(announced.key, announced.fingerprint)
             except OSError:
-                found = RootInput("ready")
-            if found.state in ("gone", "superseded"):
-                self._triage.tell(held.delivery, announced, why=found.state, detail="while it was worked on")
+                state = "ready"
+            if state in ("gone", "superseded"):
+                self._triage.tell(held.delivery, announced, why=state, detail="while it was worked on")
                 self._ledger.forget(announced.identity)
                 self._end(held, ACK)
                 return
@@ -404,6 +408,7 @@ class LeaseSource(Inbox):
     def _end(self, held: Held, word: bytes) -> None:
         with self._lock:
             self._held.pop(held.job.job_id, None)
+        self._roots[held.announced.root].discard(held.job)
         self._entered["ended"] = self._clock.monotonic()
         self._owe(held.delivery, word)
 

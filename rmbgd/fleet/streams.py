@@ -28,7 +28,7 @@ ACKS_PENDING = 20_000  # leases of one root, of all workers together
 
 ATTEMPTS, WORKERS, CONTROL = "rmbgd_attempts", "rmbgd_workers", "rmbgd_control"
 BUCKETS = {ATTEMPTS: 7 * 86_400.0, WORKERS: 60.0, CONTROL: 0.0}
-"""Bucket -> seconds that a key is kept, 0: for ever."""
+"""KeyValues -> seconds that a key is kept, 0: for ever."""
 
 
 def stream_configurations() -> Iterator[StreamConfig]:
@@ -199,7 +199,7 @@ def queue_states(broker: Broker, roots: Iterable[str]) -> list[QueueState]:
     return broker.ask(look, 30.0)
 
 
-class Bucket:
+class KeyValues:
     """A key-value bucket. Keys are words of letters, digits, '-', '_', '=' and '.'. Raises BrokerFault."""
 
     def __init__(self, broker: Broker, name: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.compare import Entry, answered, list_inputs, remove_temporaries
+from rmbgd.fleet.compare import answered
 from rmbgd.fleet.message import HOT, Announcement
 from rmbgd.fleet.pulls import BrokerFault
-from rmbgd.fleet.share import SharedRoot
+from rmbgd.fleet.root import Entry, Root
 from rmbgd.fleet.streams import queue_states
 
 WAITING_MAXIMUM = 1000  # images of a root on the queue; beyond, what waits there would be announced a second time
@@ -30,7 +30,7 @@ class Swept:
     waiting: int = 0
 
 
-def sweep(broker: Broker, root: SharedRoot, *, younger_than: float | None = None, quiet: float = QUIET) -> Swept:
+def sweep(broker: Broker, root: Root, *, younger_than: float | None = None, quiet: float = QUIET) -> Swept:
     """Compare a root and announce what is missing; of what changed in the last `younger_than` seconds, or all.
 
     What is on the queue already comes twice and is found answered then, so nothing is done while many images wait.
@@ -44,7 +44,7 @@ def sweep(broker: Broker, root: SharedRoot, *, younger_than: float | None = None
 
     def wanted() -> Iterable[Entry]:
         nonlocal seen
-        for entry in list_inputs(root):
+        for entry in root.inputs():
             if entry.age >= quiet and (younger_than is None or entry.age < younger_than):
                 seen += 1
                 yield entry
@@ -56,10 +56,10 @@ def sweep(broker: Broker, root: SharedRoot, *, younger_than: float | None = None
             announced += publish(broker, HOT, root, batch, again=True)
             batch = []
     announced += publish(broker, HOT, root, batch, again=True)
-    return Swept(seen, announced, remove_temporaries(root), waiting)
+    return Swept(seen, announced, root.remove_leftovers(), waiting)
 
 
-def publish(broker: Broker, stream: str, root: SharedRoot, entries: Iterable[Entry], *, again: bool = False) -> int:
+def publish(broker: Broker, stream: str, root: Root, entries: Iterable[Entry], *, again: bool = False) -> int:
     """Announce these; how many. `again`: also those that were announced just now, and lost their result since.
 
     Raises BrokerFault: the first that was refused.

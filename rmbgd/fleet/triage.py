@@ -14,7 +14,7 @@ from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.lease import runs_alone
 from rmbgd.fleet.message import Announcement, BadMessage
 from rmbgd.fleet.pulls import ACK, TERMINATE, BrokerFault, Delivery, put_back
-from rmbgd.fleet.share import RootAnswer, RootInput, SharedRoot, done_again
+from rmbgd.fleet.root import Root, RootAnswer, RootInput, done_again
 
 UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
 
@@ -41,7 +41,7 @@ class Settled:
 class Triage:
     """Usable from several threads at once; keeps nothing."""
 
-    def __init__(self, roots: Mapping[str, SharedRoot], ledger: AttemptLedger, emit: Emit, retry_wait: float) -> None:
+    def __init__(self, roots: Mapping[str, Root], ledger: AttemptLedger, emit: Emit, retry_wait: float) -> None:
         self._roots, self._ledger, self._emit, self._retry_wait = roots, ledger, emit, retry_wait
 
     def look(self, delivery: Delivery) -> Todo | Settled:
@@ -62,9 +62,10 @@ class Triage:
                 recipes = f"is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
                 why = f"root '{announced.root}' {recipes} here; give all machines the same configuration"
                 return self._give_back(delivery, announced, attempts, self._retry_wait, why)
-            if (answer := root.answer(announced.key, announced.fingerprint)) is not None:
+            key, fingerprint = announced.key, announced.fingerprint
+            if (answer := root.answer(key, fingerprint, refusals=delivery.deliveries > 1)) is not None:
                 return self._answered(delivery, announced, answer)
-            found = root.source(announced.key, announced.fingerprint)
+            found = root.source(key, fingerprint)
         except BrokerFault:
             return Settled(delivery, put_back(UNSEEN_WAIT))
         except (OSError, StorageFault) as error:

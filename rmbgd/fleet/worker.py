@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config
+from rmbgd.errors import ConfigError, explain
 from rmbgd.events import Emit
 from rmbgd.fleet.announcer import Announcer
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.publisher import RootPublisher
 from rmbgd.fleet.pulls import BrokerFault
+from rmbgd.fleet.root import Root
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat
@@ -65,6 +68,7 @@ def open_worker(
         source.wake()
 
     broker = Broker(config.source, f"rmbgd worker {socket.gethostname()}", changed)
+    make_spools(config)
     roots = open_roots(config)
     source = LeaseSource(
         config,
@@ -93,5 +97,28 @@ def open_announcer(context: PipelineContext, quarantine: Quarantine) -> Announce
     return Announcer(replace(context, publisher=publisher), broker)
 
 
-def open_roots(config: Config) -> dict[str, SharedRoot]:
-    return {folder.name: SharedRoot(folder, config.recipe_of(folder)) for folder in config.folder}
+def open_roots(config: Config) -> dict[str, Root]:
+    """By name, of folders and buckets."""
+    spools = [config.spool_of(bucket) for bucket in config.bucket]
+    folders = [folder for folder in config.folder if folder not in spools]
+    roots: dict[str, Root] = {folder.name: SharedRoot(folder, config.recipe_of(folder)) for folder in folders}
+    if config.bucket:
+        from rmbgd.fleet.bucket import BucketRoot  # its library is an extra, and nobody else needs it
+        from rmbgd.fleet.objects import ObjectStore
+
+        store, most = ObjectStore(config.s3), config.limits.file_bytes
+        for bucket, spool in zip(config.bucket, spools, strict=True):
+            roots[bucket.name] = BucketRoot(bucket, spool, config.recipe_of(bucket), store, most)
+    return roots
+
+
+def make_spools(config: Config) -> None:
+    """Empty ones: what a run left that died is fetched again, or was not published. Raises ConfigError."""
+    for bucket in config.bucket:
+        spool = config.spool_of(bucket)
+        for folder in filter(None, (spool.input, spool.output, spool.failed, spool.review)):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                folder.mkdir(parents=True)
+            except OSError as error:
+                raise ConfigError(f"bucket '{bucket.name}': {explain(error)}") from error

@@ -15,7 +15,7 @@ import rmbgd
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import token
 from rmbgd.fleet.pulls import BrokerFault
-from rmbgd.fleet.streams import CONTROL, WORKERS, Bucket
+from rmbgd.fleet.streams import CONTROL, WORKERS, KeyValues
 
 REPORT_EVERY = 10.0  # s; a report is forgotten after six of them
 
@@ -79,7 +79,7 @@ class WorkerReports:
 def read_workers(broker: Broker) -> list[dict[str, Any]]:
     """Reports of all workers, by host and process. Raises BrokerFault."""
     found = []
-    for value in Bucket(broker, WORKERS).all().values():
+    for value in KeyValues(broker, WORKERS).all().values():
         with suppress(ValueError):
             report = json.loads(value)
             if isinstance(report, dict):
@@ -90,7 +90,7 @@ def read_workers(broker: Broker) -> list[dict[str, Any]]:
 def drained_hosts(broker: Broker) -> dict[str, dict[str, Any]]:
     """Host, as a key has it -> who ordered it, and when. Raises BrokerFault."""
     orders = {}
-    for key, value in Bucket(broker, CONTROL).all().items():
+    for key, value in KeyValues(broker, CONTROL).all().items():
         if (order := order_of(key, value)) is not None:
             orders[key.removeprefix("drain.")] = order
     return orders
@@ -99,8 +99,8 @@ def drained_hosts(broker: Broker) -> dict[str, dict[str, Any]]:
 def order_drain(broker: Broker, host: str, person: str) -> None:
     """Its workers lease nothing more, until `end_drain`. Raises BrokerFault."""
     story = {"host": host, "person": person, "time": time.time()}
-    Bucket(broker, CONTROL).put(drain_key(host), json.dumps(story).encode())
+    KeyValues(broker, CONTROL).put(drain_key(host), json.dumps(story).encode())
 
 
 def end_drain(broker: Broker, host: str) -> None:
-    Bucket(broker, CONTROL).delete(drain_key(host))
+    KeyValues(broker, CONTROL).delete(drain_key(host))

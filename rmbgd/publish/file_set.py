@@ -63,6 +63,11 @@ class FileSet:
             temporary.seal()
 
     @property
+    def paths(self) -> list[str]:
+        """Where its files lie until they get their names."""
+        return [temporary.path for _, temporary, _ in self._made]
+
+    @property
     def described(self) -> list[SetFile]:
         """What is to be published, once it is sealed."""
         return [SetFile(name, made.sha256, made.size, facts) for name, made, facts in self._made]

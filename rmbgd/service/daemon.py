@@ -71,12 +71,17 @@ def run(
 ) -> int:
     """`rmbgd run`, and `rmbgd announce`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
-    if not config.folder:
+    if announces and config.bucket and not config.folder:
+        text = "`rmbgd announce` watches folders; images of a [[bucket]] are announced by `rmbgd fleet sweep`"
+        raise ConfigError(f"{config_path}: {text}")
+    if not config.folder and not config.bucket:
         raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; {NOTATION}")
     check_layout(config)
     if announces and config.source.kind != "jetstream":
         text = 'source.kind: is "folders", so there is no queue to announce images on; write kind = "jetstream"'
         raise ConfigError(f"{config_path}: {text}")
+    if not announces:
+        config = config.with_spools()
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
     with (
