@@ -81,6 +81,8 @@ class BucketRoot:
     file_bytes  of an input, at most
     """
 
+    quiet = 0.0  # objects appear whole
+
     def __init__(self, bucket: Bucket, folder: Folder, recipe: Recipe, store: ObjectStore, file_bytes: int) -> None:
         self.folder, self.recipe, self.place = folder, recipe, str(Place.of(bucket.input))
         self._input, self._failed = Place.of(bucket.input), Place.of(bucket.failed)
@@ -135,7 +137,7 @@ class BucketRoot:
             os.unlink(job.source)
 
     def answer(self, key: str, fingerprint: str, *, refusals: bool = True) -> RootAnswer | None:
-        standing = self._look(key)
+        standing = self._look(key, at_length=refusals)
         with self._lock:
             self._seen[key, fingerprint] = standing
         mine = [each for each in standing if each.record]
@@ -155,17 +157,26 @@ class BucketRoot:
         with self._lock:
             self._seen.pop((key, fingerprint), None)
 
-    def _look(self, key: str, variants: Sequence[str] = VARIANTS) -> list[Standing]:
-        """At each place of results: what is ours, or the first name that is free; none where both are another's."""
+    def _look(self, key: str, variants: Sequence[str] = VARIANTS, *, at_length: bool = True) -> list[Standing]:
+        """At each place of results: what is ours, or the first name that is free; none where both are another's.
+
+        `at_length`: also behind a name that is free, as its set may have had to take the other one.
+        """
         found, name = [], first_name(self.recipe, key)
         for place in self._results:
+            chosen: Standing | None = None
             for variant in variants:
                 below = getattr(name, variant)
                 facts = self._store.head(place, below)
                 record = _record_in(facts)
-                if facts is None or record.get("owner") == self._owner(key):
-                    found.append(Standing(place, below, variant, facts, record))
+                if record.get("owner") == self._owner(key):
+                    chosen = Standing(place, below, variant, facts, record)
                     break
+                if facts is None and chosen is None:
+                    chosen = Standing(place, below, variant, None, {})
+                    if not at_length:
+                        break
+            found += [] if chosen is None else [chosen]
         return found
 
     def _owner(self, key: str) -> str:
@@ -242,7 +253,7 @@ class BucketRoot:
             if seen is None or not self._store.has_conditions(place) or len(files.described) > 1:
                 self._check_unchanged(job)
                 seen = None
-            old: set[tuple[Place, str]] = set()
+            old: list[tuple[Place, str]] = []
             for _ in range(TRIES):
                 if seen is None:
                     seen = self._look(key, variants)
@@ -253,8 +264,11 @@ class BucketRoot:
                 is_mine = self._is_of(here.record, fingerprint)
                 again = is_mine and here.record.get("job") != job.job_id
                 if is_mine and (story := self._whole(here)) is not None:
+                    self._remove(
+                        [(each.place, path) for each in seen if each is not here for path in self._paths(each)]
+                    )
                     return published_of(str(place), story), again
-                old |= {(each.place, path) for each in seen for path in self._paths(each)}
+                old += [(each.place, path) for each in seen for path in self._paths(each)]
                 try:
                     stored = self._put(job, files, here, told)
                 except FileExistsError as error:  # a file of the set has a name that is another's
@@ -264,9 +278,7 @@ class BucketRoot:
                     variants, seen = VARIANTS[1:], None
                     continue
                 if stored:
-                    first = {(each.place, each.name) for each in seen}  # which say what the others belong to
-                    for there, path in sorted(old - self._paths_now(files, here), key=lambda each: each in first):
-                        self._store.delete(there, path)
+                    self._remove([each for each in old if each not in self._paths_now(files, here)])
                     return files.announced(self._targets(files, here)), again
                 seen = None  # somebody was quicker
                 self._check_unchanged(job)
@@ -279,7 +291,7 @@ class BucketRoot:
             raise SourceChanged("vanished" if state == "gone" else "changed", f"{state} while it was worked on")
 
     def _paths(self, standing: Standing) -> list[str]:
-        """Objects of what stands there."""
+        """Objects of what stands there; the first, which says what belongs to it, is the last."""
         if not standing.record:
             return []
         listed = (
@@ -287,6 +299,10 @@ class BucketRoot:
         )
         record = [names.sidecar_name(standing.name)] if standing.record.get("object") else []
         return [*listed[1:], *record, standing.name]
+
+    def _remove(self, objects: Sequence[tuple[Place, str]]) -> None:
+        for place, path in objects:
+            self._store.delete(place, path)
 
     def _targets(self, files: FileSet, here: Standing) -> list[Target]:
         named = [(each, getattr(each.name, here.variant)) for each in files.described]

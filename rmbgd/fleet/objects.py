@@ -27,6 +27,7 @@ from rmbgd.config.load import S3Settings
 CONNECTIONS = 64
 TRIES = 3  # of one request, with growing pauses; what lasts longer is waited for by those who ask
 CHUNK = 1 << 20
+PAGE = 1000  # objects of one listing, the most that a server gives
 KEY_BYTES_MAXIMUM = 1024
 PROBE = ".rmbgd-probe"
 
@@ -247,7 +248,7 @@ class ObjectStore:
     def _page(self, place: Place, token: str) -> tuple[list[dict[str, Any]], str | None]:
         with _faults(place):
             more = {"ContinuationToken": token} if token else {}
-            found = self._client.list_objects_v2(Bucket=place.bucket, Prefix=place.prefix, **more)
+            found = self._client.list_objects_v2(Bucket=place.bucket, Prefix=place.prefix, MaxKeys=PAGE, **more)
             return found.get("Contents", []), found.get("NextContinuationToken")
 
 

@@ -63,11 +63,13 @@ class Root(Protocol):
     folder  as the pipeline is to see it: paths of this machine
     recipe  with the settings of its presets
     place   where its inputs are, the same text for every root that reads them
+    quiet   s since an input changed, before which it may be an upload that goes on
     """
 
     folder: Folder
     recipe: Recipe
     place: str
+    quiet: float
 
     def source(self, key: str, fingerprint: str) -> RootInput:
         """The input as it is now, to be read at its path until `discard`."""

@@ -89,6 +89,8 @@ def fingerprint_of(status: os.stat_result | FileVersion) -> str:
 class SharedRoot:
     """A Root that keeps no state of an image."""
 
+    quiet = 60.0
+
     def __init__(self, folder: Folder, recipe: Recipe, fs: FileSystem | None = None) -> None:
         self.folder, self.recipe, self._fs = folder, recipe, fs or ShareFileSystem()
         self.place = str(folder.input)

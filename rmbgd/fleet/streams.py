@@ -23,7 +23,7 @@ from rmbgd.fleet.message import DEAD, DEAD_SUBJECT, QUEUES, consumer, token
 from rmbgd.fleet.pulls import BrokerFault
 
 MESSAGES_MAXIMUM = 1_000_000  # of a stream: 265 MB at 265 bytes each
-DUPLICATE_WINDOW = 3600.0  # s in which an announcement that comes again is dropped
+DUPLICATE_WINDOW = 300.0  # s in which an announcement that comes again is dropped; the broker remembers each in memory
 ACKS_PENDING = 20_000  # leases of one root, of all workers together
 
 ATTEMPTS, WORKERS, CONTROL = "rmbgd_attempts", "rmbgd_workers", "rmbgd_control"

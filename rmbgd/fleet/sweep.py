@@ -13,7 +13,6 @@ from rmbgd.fleet.root import Entry, Root
 from rmbgd.fleet.streams import queue_states
 
 WAITING_MAXIMUM = 1000  # images of a root on the queue; beyond, what waits there would be announced a second time
-QUIET = 60.0  # s since the last change of a file, before which it may be an upload that goes on
 BATCH = 256  # names published at once
 
 
@@ -30,7 +29,7 @@ class Swept:
     waiting: int = 0
 
 
-def sweep(broker: Broker, root: Root, *, younger_than: float | None = None, quiet: float = QUIET) -> Swept:
+def sweep(broker: Broker, root: Root, *, younger_than: float | None = None) -> Swept:
     """Compare a root and announce what is missing; of what changed in the last `younger_than` seconds, or all.
 
     What is on the queue already comes twice and is found answered then, so nothing is done while many images wait.
@@ -45,7 +44,7 @@ def sweep(broker: Broker, root: Root, *, younger_than: float | None = None, quie
     def wanted() -> Iterable[Entry]:
         nonlocal seen
         for entry in root.inputs():
-            if entry.age >= quiet and (younger_than is None or entry.age < younger_than):
+            if entry.age >= root.quiet and (younger_than is None or entry.age < younger_than):
                 seen += 1
                 yield entry
 

@@ -97,9 +97,12 @@ class ServiceUnderTest:
             "pipeline": {"arena_bytes": 64 << 20, "free_bytes_minimum": 0},
             "engine": {"device": "cpu"},
         }
+        arrays: dict[str, list[dict[str, Any]]] = settings.get("arrays", {})  # name -> tables with two brackets
+        settings = {name: values for name, values in settings.items() if name != "arrays"}
         tables = {name: tables.get(name, {}) | settings.get(name, {}) for name in tables | settings}
         folder = {"name": "shop"} | {role: str(path) for role, path in self.roots.items()} | folder
         lines = [line for name, values in tables.items() for line in (f"[{name}]", *_toml(values))]
+        lines += [line for name, every in arrays.items() for each in every for line in (f"[[{name}]]", *_toml(each))]
         if recipe:
             lines += ["[recipe.default]", *_toml(recipe)]
         self.config.write_text("\n".join([*lines, "[[folder]]", *_toml(folder)]) + "\n")
