@@ -155,10 +155,10 @@ BUDGET: dict[str, tuple[int, int]] = {
     "": (1840, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3890, 30),
+    "cli": (3900, 30),
     "deliver": (1830, 12),
-    "config": (1760, 7),
-    "doctor": (840, 5),
+    "config": (1840, 7),
+    "doctor": (860, 5),
     "engine": (4270, 22),
     "imaging": (3050, 18),
     "intake": (2240, 14),
@@ -172,10 +172,10 @@ BUDGET: dict[str, tuple[int, int]] = {
     "store": (2250, 13),
     "telemetry": (900, 6),
     "testing": (705, 6),
-    "fleet": (3250, 21),
+    "fleet": (3960, 24),
 }
-MODULES, LINES, TEST_LINES = 271, 44_550, 43_250
-FILE_LINES, SETTINGS_LINES = 500, 670
+MODULES, LINES, TEST_LINES = 274, 45_350, 43_900
+FILE_LINES, SETTINGS_LINES = 500, 710
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
     "is told|are told|his turn|stands in"
@@ -227,7 +227,7 @@ def test_class_names_stand_for_one_thing() -> None:
 
 def test_protocols_are_few_and_typing_has_no_imports_of_its_own() -> None:
     """A protocol needs two real implementations; an import for types alone marks a border in the wrong place."""
-    assert len(lines_like(r"^class \w+\(.*Protocol")) <= 11
+    assert len(lines_like(r"^class \w+\(.*Protocol")) <= 12
     assert [] == lines_like("TYPE_CHECKING")
 
 

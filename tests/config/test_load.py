@@ -136,6 +136,12 @@ def test_jpeg_lies_on_the_background_unless_it_is_a_mask() -> None:
     assert {("png", "colour"), ("jpeg", "rgba"), ("jpeg", "colour")} == {key for key, flat in asked.items() if flat}
 
 
+BUCKET = {"name": "cloud", "input": "s3://shop/in", "output": "s3://shop/out", "failed": "s3://shop/failed"}
+_IN_A_BUCKET = [
+    ("shop/in", 'write "s3://BUCKET/PREFIX", or "s3://BUCKET" for all of it; did you mean "s3://shop/in"?'),
+    ("s3://S/in", "no place in a bucket"),
+    ("s3://shop/in//a", "no place in a bucket"),
+]
 SHAPED = {  # every text of a certain shape: a table, a wrong value, what the message says
     "engine.device": [
         ("gpu", 'write "auto", "cpu", "cuda", or "cuda:1" for GPU 1; did you mean "cuda"?'),
@@ -143,6 +149,11 @@ SHAPED = {  # every text of a certain shape: a table, a wrong value, what the me
         ("cuda0", 'did you mean "cuda:0"?'),
         ("cdua", 'did you mean "cuda"?'),
         ("tape", "for GPU 1"),
+    ],
+    **{f"bucket.{role}": _IN_A_BUCKET for role in ("input", "output", "failed")},
+    "s3.endpoint": [
+        ("storage:9000", 'write "https://HOST:9000", or "" for Amazon S3; did you mean "https://storage:9000"?'),
+        ("https://key:secret@storage", "no address of a storage"),
     ],
     "recipe.canvas": [
         ("2000", 'write width and height, like "2000x1500", or "" for none; did you mean "2000x2000"?'),
@@ -160,6 +171,8 @@ SHAPED = {  # every text of a certain shape: a table, a wrong value, what the me
         ("rgb(1, 2, 3)", 'write a CSS name or "#ffffff"'),
     ],
     "recipe.file_mode": [("rw-r-----", 'write it like "0640"')],
+    "bucket.name": [("a b", "use letters, digits")],
+    "bucket.recipe": [("a/b", "use letters, digits")],
     "folder.name": [("a b", "use letters, digits")],
     "folder.recipe": [("a/b", "use letters, digits")],
 }
@@ -168,7 +181,11 @@ SHAPED = {  # every text of a certain shape: a table, a wrong value, what the me
 @pytest.mark.parametrize(("name", "value", "said"), [(name, *case) for name in SHAPED for case in SHAPED[name]])
 def test_shape_of_a_text_is_told_in_words(name: str, value: str, said: str) -> None:
     table, setting = name.split(".")
-    (text,) = problems({table: {"recipe": {"a": (own := {setting: value})}, "folder": [FOLDER | own]}.get(table, own)})
+    own = {setting: value}
+    tables = {"recipe": {"a": own}, "folder": [FOLDER | own], "bucket": [BUCKET | own]}
+    (text,) = problems(
+        {table: tables.get(table, own)} | ({"source": {"kind": "jetstream"}} if table == "bucket" else {})
+    )
     assert said in text
     assert f"{value}'" in text
     assert not re.search(r"[\^$\\]|\[[0-9]|pattern", text)
@@ -180,6 +197,32 @@ def test_no_setting_would_print_a_regular_expression(name: str, field: FieldInfo
     assert not any(getattr(each, "pattern", None) for each in field.metadata)
     checked = any(isinstance(each, AfterValidator) for each in field.metadata)
     assert (name in SHAPED) == (checked and field.annotation is str)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"source": {"kind": "folders"}}, 'bucket.0.input: is only for [source] kind = "jetstream"'),
+        (
+            {"folder": [FOLDER | {"name": "cloud", "originals": "keep"}]},
+            "bucket.0.name: 'cloud' is the name of another",
+        ),
+        ({"bucket": [BUCKET | {"output": "s3://shop/in/out"}]}, "bucket.0.output: s3://shop/in/out/ and input,"),
+        ({"bucket": [BUCKET | {"recipe": "wbe"}]}, "bucket.0.recipe: no recipe 'wbe'"),
+        ({"recipe": {"default": {"review_below": 0.5}}}, "bucket.0.review: is missing"),
+        ({"bucket": BUCKET}, "bucket: write [[bucket]] with two brackets"),
+    ],
+)
+def test_buckets_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
+    (text,) = problems({"source": {"kind": "jetstream"}, "bucket": [BUCKET]} | settings)
+    assert text.startswith(said) or said in text
+
+
+def test_only_the_records_of_folders_are_files_of_their_own() -> None:
+    config = parse({"source": {"kind": "jetstream"}, "folder": [FOLDER | {"originals": "keep"}], "bucket": [BUCKET]})
+    assert config.recipe_of(config.folder[0]).sidecar == "always"
+    assert config.recipe_of(config.bucket[0]).sidecar == Recipe().sidecar
+    assert [folder.name for folder in config.with_spools().folder] == ["shop", "cloud"]
 
 
 def test_archive_without_a_place_is_refused() -> None:

@@ -16,6 +16,8 @@ from rmbgd.errors import ConfigError, ConfigProblem
 from tools import gen_reference
 
 FOLDER = {"name": "shop", "input": "/a/in", "output": "/a/out", "failed": "/a/failed", "done": "/a/done"}
+BUCKET = {"name": "cloud", "input": "s3://shop/in", "output": "s3://shop/out", "failed": "s3://shop/failed"}
+ARRAYS = {"folder": FOLDER, "bucket": BUCKET}
 SETTINGS = [(name, setting) for name, _, model in gen_reference.sections() for setting in model.model_fields]
 OF_PYDANTIC = re.compile(
     r"[Ii]nput should|[Ff]ield required|String should|Extra inputs|Value error|valid |type=|pattern"
@@ -29,8 +31,8 @@ WRONG: list[Any] = [
 
 
 def tables_with(table: str, setting: str, value: Any) -> dict[str, Any]:
-    if table == "folder":
-        return {"folder": [FOLDER | {setting: value}]}
+    if table in ARRAYS:
+        return {table: [ARRAYS[table] | {setting: value}]}
     return {table: {"a": {setting: value}} if table == "recipe" else {setting: value}}
 
 
@@ -40,7 +42,7 @@ def test_no_sentence_is_pydantics(value: Any) -> None:
     wrong: dict[str, Any] = {}
     for table, setting in SETTINGS:
         wrong.setdefault(table, {})[setting] = value
-    _, mistakes = examine(wrong | {"recipe": {"a": wrong["recipe"]}, "folder": [wrong["folder"]]})
+    _, mistakes = examine(wrong | {"recipe": {"a": wrong["recipe"]}} | {name: [wrong[name]] for name in ARRAYS})
     assert len(mistakes) > len(SETTINGS) / 4
     for mistake in mistakes:
         assert not OF_PYDANTIC.search(mistake.text), mistake
