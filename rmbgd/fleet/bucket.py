@@ -36,6 +36,7 @@ from rmbgd.fleet.root import (
     fingerprint_of_job,
     first_name,
     published_of,
+    reason_of_long,
     record_of,
     to_bytes,
 )
@@ -51,6 +52,8 @@ METADATA_BYTES_MAXIMUM = 1900  # of 2048 that an object may have, with names
 RECORD, DIGEST, OWNER = "rmbgd", "rmbgd-sha256", "rmbgd-owner"  # names in the metadata
 VARIANTS: Sequence[str] = ("plain", "later")  # of a name, in the order of trying
 ETAG = "etag:"
+NO_KEY = (errno.EILSEQ, errno.ENAMETOOLONG)  # of a name that no object can have
+SEEN_MAXIMUM = 4096  # images; what was forgotten is looked at once more before it is published
 
 
 class SpoolFileSystem(SystemFileSystem):
@@ -89,7 +92,7 @@ class BucketRoot:
         self._results = [Place.of(each) for each in (bucket.output, bucket.review) if each]
         self._store, self._file_bytes, self._fs = store, file_bytes, SpoolFileSystem()
         self._lock = threading.Lock()
-        self._seen: dict[tuple[str, str], list[Standing]] = {}  # by key and fingerprint; guarded by _lock
+        self._seen: dict[tuple[str, str], list[Standing]] = {}  # by key and fingerprint, oldest first; guarded by _lock
 
     # ------------------------------------------------------------------------------------------------ what stands
 
@@ -101,7 +104,7 @@ class BucketRoot:
         except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(path)
-            if isinstance(error, OSError) and error.errno in (errno.EILSEQ, errno.ENAMETOOLONG):
+            if isinstance(error, OSError) and error.errno in NO_KEY:
                 return RootInput("gone")  # no object has such a name
             raise
         match found:
@@ -137,9 +140,14 @@ class BucketRoot:
             os.unlink(job.source)
 
     def answer(self, key: str, fingerprint: str, *, refusals: bool = True) -> RootAnswer | None:
-        standing = self._look(key, at_length=refusals)
-        with self._lock:
-            self._seen[key, fingerprint] = standing
+        try:
+            standing = self._look(key, at_length=refusals)
+        except OSError as error:
+            if error.errno not in NO_KEY:
+                raise
+            standing = []  # publishing says so
+        else:
+            self._remember(key, fingerprint, standing)
         mine = [each for each in standing if each.record]
         is_mine = len(mine) == 1 and self._is_of(mine[0].record, fingerprint)
         if is_mine and (story := self._whole(mine[0])) is not None:
@@ -152,6 +160,12 @@ class BucketRoot:
             self._forget(key, fingerprint)
             return RootAnswer("failed", story)
         return None
+
+    def _remember(self, key: str, fingerprint: str, standing: list[Standing]) -> None:
+        with self._lock:
+            self._seen[key, fingerprint] = standing
+            if len(self._seen) > SEEN_MAXIMUM:  # of images that were not begun here
+                del self._seen[next(iter(self._seen))]
 
     def _forget(self, key: str, fingerprint: str) -> None:
         with self._lock:
@@ -232,7 +246,7 @@ class BucketRoot:
             key, fingerprint = story.get("path"), story.get("fingerprint")
             if story.get("folder") != self.folder.name or not isinstance(key, str) or unusable(key):
                 continue
-            if names.reason_name(key) == each.key and self.state(key, str(fingerprint)) == "superseded":
+            if self._reason_name(key) == each.key and self.state(key, str(fingerprint)) == "superseded":
                 self._store.delete(self._failed, each.key)
                 removed += 1
         return removed
@@ -357,16 +371,20 @@ class BucketRoot:
     def refuse(self, job: Job, story: Mapping[str, object]) -> None:
         record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
         with storage_faults(str(self._failed)):
-            self._store.put(self._failed, names.reason_name(job.relative_path), to_bytes(record))
+            self._store.put(self._failed, self._reason_name(job.relative_path), to_bytes(record))
+
+    def _reason_name(self, key: str) -> str:
+        name = names.reason_name(key)
+        return name if self._failed.may_hold(name) else reason_of_long(key)
 
     def _refusal(self, key: str) -> Mapping[str, object] | None:
-        story = _json(self._store.read(self._failed, names.reason_name(key), JSON_BYTES))
+        story = _json(self._store.read(self._failed, self._reason_name(key), JSON_BYTES))
         return story if story and (story.get("folder"), story.get("path")) == (self.folder.name, key) else None
 
     def forget_refusal(self, key: str) -> bool:
         if self._refusal(key) is None:
             return False
-        self._store.delete(self._failed, names.reason_name(key))
+        self._store.delete(self._failed, self._reason_name(key))
         return True
 
 

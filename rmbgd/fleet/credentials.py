@@ -18,15 +18,7 @@ def proof(path: Path | None) -> dict[str, object]:
     """Options of the connection that prove who we are. Raises ConfigError, which never shows what the file holds."""
     if path is None:
         return {}
-    try:
-        status = os.stat(path)
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        why = explain(error) if isinstance(error, OSError) else f"{path}: is no text"
-        raise ConfigError(f"source.credentials: {why}") from error
-    if stat.S_IMODE(status.st_mode) & 0o007:
-        raise ConfigError(f"source.credentials: others may read {path}; take that away: chmod o= {path}")
-    words = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+    words = private_lines(path, "source.credentials")
     if any("BEGIN NATS USER JWT" in line for line in words):
         return {"user_credentials": str(path)}
     if len(words) == 1 and words[0].startswith("SU"):
@@ -37,6 +29,19 @@ def proof(path: Path | None) -> dict[str, object]:
         f"source.credentials: {path} is none of: NATS credentials, the seed of an nkey (SU...), a user and a password "
         "on two lines"
     )
+
+
+def private_lines(path: Path, setting: str) -> list[str]:
+    """Of a file that only we may read; without comments. Raises ConfigError."""
+    try:
+        status = os.stat(path)
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        why = explain(error) if isinstance(error, OSError) else f"{path}: is no text"
+        raise ConfigError(f"{setting}: {why}") from error
+    if stat.S_IMODE(status.st_mode) & 0o007:
+        raise ConfigError(f"{setting}: others may read {path}; take that away: chmod o= {path}")
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def _public_key(seed: str, path: Path) -> str:

@@ -23,6 +23,7 @@ from botocore.config import Config as ClientConfig
 from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
 
 from rmbgd.config.load import S3Settings
+from rmbgd.fleet.credentials import private_lines
 
 CONNECTIONS = 64
 TRIES = 3  # of one request, with growing pauses; what lasts longer is waited for by those who ask
@@ -62,6 +63,11 @@ class Place:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+
+    def may_hold(self, below: str) -> bool:
+        with contextlib.suppress(OSError):
+            return bool(self.key(below))
+        return False
 
     def key(self, below: str) -> str:
         """Raises OSError where no object can have it."""
@@ -114,8 +120,10 @@ class ObjectStore:
     """Usable from every thread. Every method raises OSError."""
 
     def __init__(self, settings: S3Settings) -> None:
+        """Raises ConfigError."""
         session = botocore.session.Session()
         if settings.credentials is not None:
+            private_lines(settings.credentials, "s3.credentials")
             session.set_config_variable("credentials_file", str(settings.credentials))
         path_style = settings.addressing == "path" or (settings.addressing == "auto" and settings.endpoint != "")
         self._client: Any = session.create_client(

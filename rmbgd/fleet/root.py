@@ -6,6 +6,7 @@ that it lists, are the truth; nothing of it is remembered elsewhere.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -194,3 +195,8 @@ def published_of(root: str, story: Mapping[str, object]) -> Published:
         facts = {key: value for key, value in each.items() if key not in ("path", "sha256", "size")}
         made.append(PublishedFile("", path, digest, size, facts))
     return Published(root, tuple(made), sidecar=True)
+
+
+def reason_of_long(key: str) -> str:
+    """The name of the file that says why an input was refused, where one beside it would be too long."""
+    return f"{hashlib.sha256(key.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}.error.json"

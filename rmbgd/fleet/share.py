@@ -29,6 +29,7 @@ from rmbgd.fleet.root import (
     fingerprint_of_job,
     first_name,
     published_of,
+    reason_of_long,
     record_of,
     to_bytes,
 )
@@ -39,7 +40,7 @@ from rmbgd.mounts import is_there
 from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
 from rmbgd.publish.publisher import SourceChanged
 from rmbgd.publish.sidecar import read_json
-from rmbgd.publish.temporary import Temporary, is_beneath, make_folders
+from rmbgd.publish.temporary import PATH_MAXIMUM, Temporary, is_beneath, make_folders
 from rmbgd.store.records import Job, Published, Target
 
 _NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
@@ -267,14 +268,14 @@ class SharedRoot:
     # ------------------------------------------------------------------------------------------------ refusals
 
     def refuse(self, job: Job, story: Mapping[str, object]) -> None:
-        path = self._reason_path(job.relative_path)
         root = str(self.folder.failed)
+        below, name = os.path.split(os.path.relpath(self._reason_path(job.relative_path), root))
         with storage_faults(root):
-            below = make_folders(root, os.path.dirname(job.relative_path), self._fs)
-            path = os.path.join(root, below, os.path.basename(path))
+            below = make_folders(root, below, self._fs)
+            path = os.path.join(root, below, name)
             record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
-            name = names.temporary_name(job.job_id, ".error")
-            with Temporary(root, below, name, self._mode, self._fs) as temporary:
+            own = names.temporary_name(job.job_id, ".error")
+            with Temporary(root, below, own, self._mode, self._fs) as temporary:
                 temporary.write(to_bytes(record))
                 temporary.publish(path, replace=True)
             self._fs.sync_folder(os.path.dirname(path))
@@ -291,7 +292,10 @@ class SharedRoot:
         self.forget_refusal(job.relative_path)
 
     def _reason_path(self, key: str) -> str:
-        return os.path.join(str(self.folder.failed), names.reason_name(key))
+        path = os.path.join(str(self.folder.failed), names.reason_name(key))
+        if len(os.fsencode(path)) <= PATH_MAXIMUM:
+            return path
+        return os.path.join(str(self.folder.failed), reason_of_long(key))
 
     # ------------------------------------------------------------------------------------------------ records
 

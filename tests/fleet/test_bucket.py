@@ -15,6 +15,7 @@ import pytest
 
 from rmbgd.config.load import parse
 from rmbgd.errors import ImageError, Reason, StorageFault
+from rmbgd.fleet import bucket as module
 from rmbgd.fleet import objects
 from rmbgd.fleet.bucket import BucketRoot
 from rmbgd.fleet.objects import ObjectStore, Place
@@ -352,6 +353,38 @@ def test_a_key_longer_than_file_names_are_is_processed(storage: Storage, tmp_pat
     assert bucket.answer() is not None
 
 
+def test_a_key_whose_result_would_have_too_long_a_key_is_refused(storage: Storage, tmp_path: Path) -> None:
+    bucket = BucketUnderTest(storage, tmp_path)
+    key = "/".join(["d" * 200] * 5) + f"/{'a' * 9}.jpg"  # with input/ it has 1,024 bytes, with output/ one more
+    with pytest.raises(ImageError) as refused:
+        bucket.make(b"new", key)
+    assert refused.value.reason is Reason.NAME_TOO_LONG
+    root = bucket.root()
+    [entry] = root.inputs()
+    job = bucket.lease(root, key)
+    root.refuse(job, {"folder": "shop", "path": key, "reason": "name_too_long", "detail": "", "stage": "finish"})
+    answer = root.answer(key, entry.fingerprint)
+    assert answer is not None
+    assert answer.kind == "failed"
+    assert root.forget_refusal(key)
+
+
+def test_what_was_looked_at_and_not_begun_is_forgotten(
+    storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEEN_MAXIMUM", 2)
+    bucket = BucketUnderTest(storage, tmp_path)
+    root = bucket.root()
+    for number in range(4):
+        assert root.answer(f"{number}.jpg", "etag:0") is None
+    bucket.drop(b"new")
+    job = bucket.lease(root)
+    for number in range(4):
+        assert root.answer(f"{number}.jpg", "etag:0") is None
+    bucket.publish(root, job, b"new")
+    bucket.assert_only(b"new")
+
+
 # --- refusals
 
 
@@ -400,6 +433,7 @@ def test_inputs_that_changed_or_are_gone_are_told_apart(storage: Storage, tmp_pa
     assert root.source(old.key, old.fingerprint).state == root.state(old.key, old.fingerprint) == "superseded"
     storage.delete(bucket.name, "input/s/a.jpg")
     assert root.source(old.key, old.fingerprint).state == root.state(old.key, old.fingerprint) == "gone"
+    assert root.answer("\udcff.jpg", old.fingerprint) is None
     assert root.source("\udcff.jpg", old.fingerprint).state == "gone"
     assert list(root.folder.input.iterdir()) == []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
 import socket
@@ -76,6 +77,7 @@ class Broker:
             self.process = subprocess.Popen(
                 [self._program, "--config", str(self.config), *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
+                env=os.environ | {"GOMEMLIMIT": "56MiB"},  # as rmbgd-nats.service has it
             )  # fmt: skip
         deadline = time.monotonic() + PATIENCE
         while not self._ready():
