@@ -30,6 +30,7 @@ T = TypeVar("T")
 OLDEST_SERVER = (2, 11)  # older ones lost streams in crashes (jepsen.io/analyses/nats-2.12.1), or know no TTL of keys
 CONNECT_TIMEOUT = 5.0  # s
 ANSWER_TIMEOUT = 10.0  # s for one question, which may wait for a disk
+FLUSH_TIMEOUT = 86_400  # s; longer than a connection that does not answer is kept
 AT_ONCE = 64  # messages that are published before the first of them is answered
 FULL = 10077  # error code of the server: the stream has as many messages as it may
 RETRY_FIRST, RETRY_MAXIMUM = 0.25, 5.0  # s between two tries to connect
@@ -47,6 +48,7 @@ class Broker:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="broker", daemon=True)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._flushes: set[asyncio.Task[None]] = set()  # of this connection, that were not answered yet
         self._broken: BaseException | None = None
         self._client: Client | None = None  # the loop's, like all below
         self._fault = BrokerFault("unreachable", "not connected yet")
@@ -140,6 +142,7 @@ class Broker:
                 self._connected.set()
                 self._on_change(None)
                 await closed.wait()
+                self._end_flushes()
                 self._client = None
                 self._connected.clear()
                 self._lost(BrokerFault("unreachable", f"{self._servers}: the connection was lost"))
@@ -188,8 +191,24 @@ class Broker:
             task.cancel()
         if self._client is not None:
             with suppress(nats.errors.Error, asyncio.TimeoutError):
-                await self._client.flush(timeout=int(CONNECT_TIMEOUT))
+                await self._flush(self._client)
             await self._client.close()
+        self._end_flushes()
+
+    async def _flush(self, client: Client) -> None:
+        """What was published has arrived. Raises TimeoutError.
+
+        The library stops reading at the answer to a flush that was given up before (nats-py 2.16), so that the
+        connection is deaf until pings are missed. Therefore none is given up: it ends with its connection.
+        """
+        flush = asyncio.ensure_future(client.flush(timeout=FLUSH_TIMEOUT))
+        self._flushes.add(flush)
+        flush.add_done_callback(self._flushes.discard)
+        await asyncio.wait_for(asyncio.shield(flush), CONNECT_TIMEOUT)
+
+    def _end_flushes(self) -> None:
+        for flush in self._flushes:
+            flush.cancel()
 
     def _lost(self, fault: BrokerFault) -> None:
         self._fault = fault
@@ -279,7 +298,7 @@ class Broker:
                 client = self.client
                 for reply, word in answers:
                     await client.publish(reply, word)
-                await client.flush(timeout=int(CONNECT_TIMEOUT))
+                await self._flush(client)
 
         if answers:
             self.call(send(), ANSWER_TIMEOUT)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import nats
 import pytest
 
-from tests.support.broker import Broker
+from rmbgd.config.load import SourceSettings
+from rmbgd.fleet.broker import Broker as Connection
+from rmbgd.fleet.pulls import BrokerFault
+from tests.support.broker import PATIENCE, Broker
 
 pytestmark = pytest.mark.integration
 
@@ -47,3 +52,22 @@ def test_messages_outlive_a_killed_broker_and_not_its_store(broker: Broker) -> N
     broker.wipe()
     broker.start()
     assert stored(broker) == 0
+
+
+def test_a_connection_outlives_answers_that_come_too_late(broker: Broker) -> None:
+    connection = Connection(SourceSettings(servers=[broker.url]), "test", lambda _: None)
+    connection.start()
+    try:
+        connection.wait_until_connected(PATIENCE)
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerFault, match="see that nats-server runs there"):
+                connection.answer([("nobody", b"")])
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        for _ in range(2):
+            connection.answer([("nobody", b"")])
+            assert connection.ask(lambda client: client.jetstream().account_info()).memory == 0
+        assert connection.connections == 1
+    finally:
+        connection.close()
