@@ -14,7 +14,7 @@ from rmbgd.clock import backoff
 from rmbgd.engine.types import EngineDescription
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import HOT, Announcement
-from rmbgd.fleet.pulls import BrokerFault
+from rmbgd.fleet.pulls import BrokerFault, NotConnected
 from rmbgd.fleet.share import fingerprint_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import Arrival, Postponed, Rejection
@@ -94,7 +94,8 @@ class Announcer:
             fault = left[0][1]
             failures += 1
             self._hold(jobs)
-            if fault.kind != "unreachable" and fault.detail != said:  # the connection tells of itself
+            tells_itself = isinstance(fault, NotConnected) or fault.kind == "unreachable"
+            if not tells_itself and fault.detail != said:
                 said = fault.detail
                 self._emit("source.unusable", detail=f"images cannot be announced: {said}")
             heartbeat.waiting()

@@ -23,7 +23,7 @@ from nats.js.kv import KeyValue
 from rmbgd.clock import backoff
 from rmbgd.config.load import SourceSettings
 from rmbgd.fleet.credentials import encryption, proof
-from rmbgd.fleet.pulls import IN_PROGRESS, BrokerFault, Delivery, Pulls
+from rmbgd.fleet.pulls import IN_PROGRESS, BrokerFault, Delivery, NotConnected, Pulls
 
 T = TypeVar("T")
 
@@ -121,9 +121,9 @@ class Broker:
 
     @property
     def client(self) -> Client:
-        """The loop's. Raises BrokerFault."""
+        """The loop's. Raises NotConnected."""
         if self._client is None:
-            raise self._fault
+            raise NotConnected(self._fault.kind, self._fault.detail)
         return self._client
 
     async def _stay_connected(self) -> None:

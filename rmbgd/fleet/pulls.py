@@ -29,6 +29,10 @@ class BrokerFault(RmbgdError):
         super().__init__(detail)
 
 
+class NotConnected(BrokerFault):
+    """There is no connection, for the reason that `on_change` of the connection was told of."""
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A leased message. `reply` is the subject by which it is acknowledged, over whichever connection.

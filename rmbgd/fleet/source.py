@@ -25,7 +25,7 @@ from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
 from rmbgd.fleet.message import Announcement
-from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, put_back
+from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, NotConnected, put_back
 from rmbgd.fleet.root import Root
 from rmbgd.fleet.streams import unfit
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
@@ -290,7 +290,7 @@ class LeaseSource(Inbox):
             self._failures = 0
         else:
             self._failures += 1
-            if text and self._unusable.get("") != text:
+            if text and self._unusable.get("") != text and not isinstance(fault, NotConnected):
                 self._emit("source.unusable", detail=text)
             self._sleep(backoff(int(self._failures), 0.25, self._retry_wait), self._heartbeat)
         if text:
