@@ -2,9 +2,10 @@
 
 Workers are the real service with a fake engine, so that what is measured is the service and the broker.
 
-    python -m tools.fleet campaign [--images 20000] [--workers 4] [--every 5] [--seed 1]
+    python -m tools.fleet campaign [--images 20000] [--workers 4] [--every 5] [--seed 1] [--set]
         a random worker, all workers of a "host" (half of them) or the broker is killed every few seconds; at the end
-        every image must have one whole result, and every event image.done beyond the first of a version says why
+        every image must have one whole result, and every event image.done beyond the first of a version says why;
+        with --set each image has three files, and half of them wait for people
     python -m tools.fleet overhead [--images 600] [--rounds 3]
         processor time of an image from the queue, against one from a drop folder, and the broker's memory
     python -m tools.fleet names [--count 20000]
@@ -31,7 +32,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmbgd.fleet.message import HOT, Announcement
-from tests.support.fleet import ROOT, FleetUnderTest
+from tests.support.audit import SET_OF_THREE
+from tests.support.fleet import DOUBTED, ROOT, FleetUnderTest
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 
@@ -51,6 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     campaign_.add_argument("--workers", type=int, default=4)
     campaign_.add_argument("--every", type=float, default=5.0, metavar="S")
     campaign_.add_argument("--seed", type=int, default=1)
+    campaign_.add_argument("--set", action="store_true", dest="sets")
     overhead_ = actions.add_parser("overhead")
     overhead_.add_argument("--images", type=int, default=600)
     overhead_.add_argument("--rounds", type=int, default=3)
@@ -83,7 +86,10 @@ def _write(fleet: FleetUnderTest, numbers: range) -> list[Announcement]:
 
 def campaign(base: Path, options: argparse.Namespace) -> dict[str, object]:
     chance, kills = random.Random(options.seed), Counter[str]()
-    with FleetUnderTest(base, workers=options.workers, lease=10.0, settings=SAFE) as fleet:
+    recipe = SET_OF_THREE | {"review_below": DOUBTED} if options.sets else None
+    with FleetUnderTest(
+        base, workers=options.workers, lease=10.0, settings=SAFE, recipe=recipe, review=options.sets
+    ) as fleet:
         fleet.start()
         began = next_kill = time.monotonic()
         sent = 0
@@ -121,23 +127,12 @@ def _kill_something(fleet: FleetUnderTest, chance: random.Random) -> str:
 
 def _audit(fleet: FleetUnderTest, images: int) -> dict[str, object]:
     records, counts = fleet.records(), fleet.done_counts()
-    unexplained = [
-        version
-        for version, count in counts.items()
-        if count > 1
-        and sum(
-            not (event.get("recovered") or event.get("duplicate"))
-            for event in fleet.events("image.done")
-            if (event["path"], event["fingerprint"]) == version
-        )
-        > 1
-    ]
     return {
         "images": images,
         "lost": images - len(records),
         "without_event": len(records.keys() - {path for path, _ in counts}),
         "failed": fleet.failures(),
-        "wrong": [*fleet.partial()[:20], *map(str, unexplained[:20])],
+        "wrong": [*fleet.partial()[:20], *map(str, fleet.unexplained()[:20])],
         "temporaries_left": len(fleet.temporaries()),
         "computed": fleet.computed(),
         "events": sum(counts.values()),

@@ -16,13 +16,12 @@ from rmbgd.errors import Reason
 from rmbgd.fleet.message import BULK, Announcement
 from rmbgd.fleet.source import WAIT
 from tests.support.audit import SET_OF_THREE, outputs_of
-from tests.support.fleet import ROOT, FleetUnderTest
+from tests.support.fleet import DOUBTED, ROOT, FleetUnderTest
 from tests.support.images import assert_cutout_of, sample_image, samples
 from tests.support.service import ServiceUnderTest
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(180)]
 
-DOUBTED = 0.8725  # half of what the fake engine makes of samples has less confidence
 PASSWORDS = """
 jetstream { store_dir: "{store}", sync_interval: always, max_memory_store: 64MB, max_file_store: 1GB }
 authorization { users = [ { user: right, password: secret } ] }
@@ -122,16 +121,7 @@ def test_what_a_killed_worker_had_is_done_by_others(tmp_path: Path) -> None:
         assert {story["root"] for story in fleet.records().values()} == {"output", "review"}
         assert 0 < fleet.alone() <= leases
         assert set(fleet.done_counts()) == {(each.key, each.fingerprint) for each in announced}
-        assert_told_again(fleet)
-
-
-def assert_told_again(fleet: FleetUnderTest) -> None:
-    """Every further image.done of one version says that it is one."""
-    told: dict[tuple[str, str], list[bool]] = {}
-    for event in fleet.events("image.done"):
-        again = bool(event.get("recovered") or event.get("duplicate"))
-        told.setdefault((event["path"], event["fingerprint"]), []).append(again)
-    assert [each for each in told.values() if each.count(False) > 1] == []
+        assert fleet.unexplained() == []
 
 
 def test_an_image_that_kills_its_worker_stops_nothing_else(tmp_path: Path) -> None:
@@ -171,7 +161,7 @@ def test_workers_that_are_killed_all_the_time_lose_nothing(tmp_path: Path) -> No
         assert set(fleet.results()) == names_of(images)
         for name, data in images.items():
             assert_cutout_of(data, fleet.output / name)
-        assert_told_again(fleet)
+        assert fleet.unexplained() == []
         fleet.wait_until_ready()
 
 
@@ -302,6 +292,7 @@ def test_a_wrong_password_is_said_once_and_the_right_one_works(tmp_path: Path) -
         assert "mistaken" not in lost["detail"]
         time.sleep(1.0)  # several more tries
         assert len(worker.recorded("source.lost")) == 1
+        assert worker.recorded("source.unusable") == []
         assert worker.stop() == 0
         proof.write_bytes(right.read_bytes())
         worker.start()

@@ -1,4 +1,4 @@
-"""A real nats-server on free loopback ports: started, killed, restarted, its store wiped."""
+"""A real nats-server on free ports: started, killed, restarted, its store wiped."""
 
 from __future__ import annotations
 
@@ -44,9 +44,10 @@ class Broker:
 
     configuration  text of a configuration, or a file with it, without addresses, which are options; "{store}" in it
                    stands for the folder of the store; None: no login, JetStream that syncs always
+    address        where it listens
     """
 
-    def __init__(self, base: Path, configuration: str | Path | None = None) -> None:
+    def __init__(self, base: Path, configuration: str | Path | None = None, *, address: str = "127.0.0.1") -> None:
         self._program = program()
         self.base = base / "broker"
         self.store, self.log, self.config = self.base / "store", self.base / "log", self.base / "nats-server.conf"
@@ -54,7 +55,8 @@ class Broker:
         text = configuration.read_text() if isinstance(configuration, Path) else configuration or JETSTREAM
         self.config.write_text(text.replace("{store}", str(self.store)))
         self.port, self.monitor_port = free_port(), free_port()
-        self.url, self.monitor = f"nats://127.0.0.1:{self.port}", f"http://127.0.0.1:{self.monitor_port}"
+        self._address = address
+        self.url, self.monitor = f"nats://{address}:{self.port}", f"http://{address}:{self.monitor_port}"
         self.process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -72,7 +74,7 @@ class Broker:
     def start(self) -> None:
         """Returns once it takes clients and, where it has JetStream, that is ready as well."""
         assert self.process is None, "the broker runs already"
-        options = ["--addr", "127.0.0.1", "--port", str(self.port), "--http_port", str(self.monitor_port)]
+        options = ["--addr", self._address, "--port", str(self.port), "--http_port", str(self.monitor_port)]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [self._program, "--config", str(self.config), *options],

@@ -30,6 +30,7 @@ PATIENCE = 60.0  # s until a wait fails the test
 LOOK_AGAIN = 0.05  # s between two looks at folders and queues
 LEASE = 2.0  # s
 RETRY_WAIT = 0.5  # s
+DOUBTED = 0.8725  # half of what the fake engine makes of samples has less confidence
 
 
 class FleetUnderTest:
@@ -39,7 +40,7 @@ class FleetUnderTest:
     recipe    of all workers
     settings  tables of their configurations, over the short times that scenarios use
     options   for their launchers
-    broker, credentials  a configuration of the broker, and with what we connect to it
+    broker, address, credentials  a configuration of the broker, where it listens, and with what we connect to it
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class FleetUnderTest:
         settings: Settings | None = None,
         options: dict[str, Any] | None = None,
         broker: str | None = None,
+        address: str = "127.0.0.1",
         credentials: Path | None = None,
     ) -> None:
         roles = ("input", "output", "failed", *(["review"] if review else []))
@@ -62,7 +64,7 @@ class FleetUnderTest:
         self.input, self.output, self.failed = (self.roots[role] for role in roles[:3])
         self.desk, self.lease = base / "desk", lease
         self.desk.mkdir()
-        self.broker = BrokerUnderTest(base, broker)
+        self.broker = BrokerUnderTest(base, broker, address=address)
         source = {"kind": "jetstream", "servers": [self.broker.url], "lease": lease, "retry_wait": RETRY_WAIT}
         tables = {**(settings or {})}
         tables["source"] = source | tables.get("source", {})
@@ -193,6 +195,13 @@ class FleetUnderTest:
     def done_counts(self) -> Counter[tuple[str, str]]:
         """Path and fingerprint -> events image.done."""
         return Counter((event["path"], event["fingerprint"]) for event in self.events("image.done"))
+
+    def unexplained(self) -> list[tuple[str, str]]:
+        """Versions with further events image.done that do not say of themselves that they are further ones."""
+        plain = Counter[tuple[str, str]]()
+        for event in self.events("image.done"):
+            plain[event["path"], event["fingerprint"]] += not (event.get("recovered") or event.get("duplicate"))
+        return sorted(version for version, count in plain.items() if count > 1)
 
     def alone(self) -> int:
         """Runs of suspects by themselves that began."""
