@@ -3,9 +3,9 @@
 Workers are the real service with a fake engine, so that what is measured is the service and the broker.
 
     python -m tools.fleet campaign [--images 20000] [--workers 4] [--every 5] [--seed 1] [--set]
-        a random worker, all workers of a "host" (half of them) or the broker is killed every few seconds; at the end
-        every image must have one whole result, and every event image.done beyond the first of a version says why;
-        with --set each image has three files, and half of them wait for people
+        a random worker, all workers of a "host" (half of them) or the broker is killed every few seconds, as long as
+        images wait; at the end every image must have one whole result, and every event image.done beyond the first of
+        a version says why; with --set each image has three files, and half of them wait for people
     python -m tools.fleet overhead [--images 600] [--rounds 3]
         processor time of an image from the queue, against one from a drop folder, and the broker's memory
     python -m tools.fleet names [--count 20000]
@@ -98,7 +98,7 @@ def campaign(base: Path, options: argparse.Namespace) -> dict[str, object]:
                 some = range(sent, min(sent + BATCH, options.images))
                 fleet.announce(_write(fleet, some))
                 sent = some.stop
-            if time.monotonic() >= next_kill + options.every and sent < options.images:
+            if time.monotonic() >= next_kill + options.every and fleet.queued()[0]:
                 next_kill = time.monotonic()
                 kills[_kill_something(fleet, chance)] += 1
             fleet.restart_dead()
