@@ -39,7 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--window", type=_window, default=10_000, metavar="N", help="images on the queue at once (default: 10000)"
     )
     parser.add_argument(
-        "--manifest", type=Path, metavar="FILE", help="list of the images (default: in service.state_directory)"
+        "--manifest",
+        type=Path,
+        metavar="FILE",
+        help="where the list of the images is kept (default: in service.state_directory); a .parquet file is a list "
+        "that is there already, and only read",
     )
     parser.add_argument("--relist", action="store_true", help="list the images once more")
     parser.add_argument("--retry-failed", action="store_true", help="also process what was rejected before")
@@ -50,10 +54,13 @@ def run(options: argparse.Namespace) -> int:
     need_library()
     from rmbgd.cli.fleet_actions import connected, root_of
     from rmbgd.fleet.backfill import Completeness, backfill
+    from rmbgd.fleet.inventory import SUFFIX, Inventory
 
+    given: Path | None = options.manifest
+    inventory = Inventory(given) if given is not None and given.suffix.lower() == SUFFIX else None
     with connected(options.config) as fleet:
         source, target = root_of(fleet, options.root), root_of(fleet, options.out or options.root)
-        manifest = options.manifest or _place(fleet.state, options.root, options.part or "")
+        manifest = given if given and not inventory else _place(fleet.state, options.root, options.part or "")
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
@@ -72,9 +79,11 @@ def run(options: argparse.Namespace) -> int:
                 window=options.window,
                 anew=options.relist,
                 retry_failed=options.retry_failed,
+                inventory=inventory,
                 tell=tell,
+                warn=lambda text: print(f"rmbgd backfill: {printable(text)}", file=sys.stderr),
             )
-    told = {key: getattr(ended, key) for key in ("wanted", "done", "failed", "missing", "announced")}
+    told = {key: getattr(ended, key) for key in ("wanted", "done", "failed", "missing", "left_out", "announced")}
     if options.json:
         print(to_json({"root": options.root, "out": options.out or options.root, **told}))
     else:

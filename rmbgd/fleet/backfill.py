@@ -10,12 +10,13 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rmbgd.errors import ConfigError, RmbgdError
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.compare import answered
+from rmbgd.fleet.inventory import Inventory
 from rmbgd.fleet.message import BULK, unusable
 from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.root import Entry, Root
@@ -30,13 +31,17 @@ ROWS = 10_000  # of the manifest that are read, or written, at once
 
 @dataclass(slots=True)
 class Completeness:
-    """Of a backfill: images of the manifest, and what is known of them. `announced`: by this run."""
+    """Of a backfill: images of the manifest, and what is known of them. `announced`: by this run.
+
+    left_out  rows of an inventory that name no image that is there; they are wanted, and missing
+    """
 
     wanted: int = 0
     done: int = 0
     failed: int = 0
     announced: int = 0
     queued: int = 0
+    left_out: int = 0
 
     @property
     def missing(self) -> int:
@@ -52,28 +57,40 @@ class Manifest:
             self._db = sqlite3.connect(path)
             self._db.execute("CREATE TABLE IF NOT EXISTS image (key BLOB PRIMARY KEY, fingerprint TEXT) WITHOUT ROWID")
             self._db.execute("CREATE TABLE IF NOT EXISTS listed (root TEXT PRIMARY KEY, at REAL, part TEXT)")
+            self._db.execute("CREATE TABLE IF NOT EXISTS inventory (stamp TEXT, left_out INTEGER, note TEXT)")
         except sqlite3.Error as error:
             raise ConfigError(f"{path}: {error}; name another file, or remove it") from error
 
     def close(self) -> None:
         self._db.close()
 
-    def is_whole(self, root: str, part: str) -> bool:
-        """Was it listed to its end, of this root and part? Raises ConfigError where it is another's."""
+    def is_whole(self, root: str, part: str, stamp: str = "") -> bool:
+        """Was it filled to its end, of this root and part, from the inventory with this stamp, or by listing?
+
+        Raises ConfigError where it is another root's or part's.
+        """
         found = self._db.execute("SELECT root, part FROM listed").fetchone()
         if found is not None and found != (root, part):
             text = f"is the manifest of root '{found[0]}'{f', part {found[1]}' if found[1] else ''}"
             raise ConfigError(f"{self.path}: {text}; name another file with --manifest, or remove it")
-        return found is not None
+        return found is not None and stamp == (self._db.execute("SELECT stamp FROM inventory").fetchone() or ("",))[0]
 
-    def fill(self, root: str, part: str, entries: Iterable[Entry]) -> None:
-        """Anew; it counts only when all of it is there."""
+    def fill(self, root: str, part: str, entries: Iterable[Entry], inventory: Inventory | None = None) -> None:
+        """Anew; it counts only when all of it is there. `inventory`: where the entries are from, if from one."""
         with self._db:
-            self._db.execute("DELETE FROM image")
-            self._db.execute("DELETE FROM listed")
+            for table in ("image", "listed", "inventory"):
+                self._db.execute(f"DELETE FROM {table}")  # noqa: S608
             rows = ((_stored(entry.key), entry.fingerprint) for entry in entries)
-            self._db.executemany("INSERT OR REPLACE INTO image VALUES (?, ?)", rows)
+            count = self._db.executemany("INSERT OR REPLACE INTO image VALUES (?, ?)", rows).rowcount
             self._db.execute("INSERT INTO listed VALUES (?, ?, ?)", (root, time.time(), part))
+            if inventory is not None:
+                inventory.repeated(count - self.count())
+                told = (inventory.stamp, inventory.left_out, inventory.note)
+                self._db.execute("INSERT INTO inventory VALUES (?, ?, ?)", told)
+
+    def left_out(self) -> tuple[int, str]:
+        """(rows of the inventory that name no image that is there, what is wrong with its rows)."""
+        return self._db.execute("SELECT left_out, note FROM inventory").fetchone() or (0, "")
 
     def count(self) -> int:
         return int(self._db.execute("SELECT count(*) FROM image").fetchone()[0])
@@ -113,23 +130,32 @@ def backfill(
     window: int = WINDOW,
     anew: bool = False,
     retry_failed: bool = False,
+    inventory: Inventory | None = None,
     tell: Callable[[Completeness], None] = lambda _: None,
+    warn: Callable[[str], None] = lambda _: None,
 ) -> Completeness:
     """Have every image of `source` processed as `target` says, which reads the same folder; answers the completeness.
 
     Ends when all have an answer, or the queue is empty and some still have none. Run it again after it was killed.
-    `anew` lists the root again. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong
-    together.
+    `anew` lists the root again, or reads the inventory again, whose images count where there is one; `warn` hears of
+    its rows that are none. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong together.
     """
     if source.place != target.place:
         text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
         raise RmbgdError(f"{text}: --out names a root with the same input")
     with closing(Manifest(manifest)) as images:
         name = source.folder.name
-        if not images.is_whole(name, part) or anew:
-            images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
+        if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:
+            if inventory is not None:
+                images.fill(name, part, inventory.entries(source, lambda key: in_part(key, part)), inventory)
+            else:
+                images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
+        left_out, note = images.left_out()
+        if note:
+            warn(note)
         feeder = _Feeder(broker, target, images, window, retry_failed, tell)
-        return feeder.run()
+        ended = feeder.run()
+        return replace(ended, wanted=ended.wanted + left_out, left_out=left_out)
 
 
 class _Feeder:
