@@ -18,7 +18,7 @@ from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, exact, percent, rounded, share
+from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, exact, marked, percent, rounded, share
 from rmbgd.mtbf.timeline import State, stamp
 from rmbgd.wording import duration
 
@@ -337,5 +337,6 @@ def render(report: MtbfReport) -> str:
         temperatures={each.name: temperature(each, window, styles) for each in drawn},
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),
         failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN, trend_note=TREND_NOTE,
+        further=marked(report.further),
     )  # fmt: skip
     return str(text).replace(" %", "\u00a0%")  # a number stays with its sign

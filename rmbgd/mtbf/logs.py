@@ -66,7 +66,7 @@ KEPT = {
 # Kind of each image outcome, and which key of the event is kept as its word.
 DONE, FAILED, POSTPONED = 0, 1, 2
 OUTCOMES = {"image.done": (DONE, "device"), "image.failed": (FAILED, "reason"), "image.postponed": (POSTPONED, "why")}
-COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "same", "digest")
+COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "duplicate", "same", "version", "digest")
 
 
 def number(value: object) -> float | None:
@@ -79,7 +79,7 @@ def counted(count: int, noun: str) -> str:
 
 
 class ImageTable:
-    """One row per image outcome, in columns: there may be millions, and each costs some fifty bytes here."""
+    """One row per image outcome, in columns: there may be millions, and each costs some eighty bytes here."""
 
     def __init__(self) -> None:
         self.at = array("d")  # monotonic seconds of its boot
@@ -88,7 +88,9 @@ class ImageTable:
         self.word: list[str] = []  # the device that computed it, the reason it was refused, why it was put back
         self.engine = array("B")  # 1 when the engine stage refused it
         self.again = array("B")  # 1 when the next start reported it for a run that was killed: perhaps a second time
+        self.duplicate = array("B")  # 1 when another worker of the fleet had published the same version
         self.same = array("q")  # hash of folder, path, job and content: equal for the same work
+        self.version = array("q")  # hash of folder, path and fingerprint, of an image of a fleet; 0 of any other
         self.digest = array("q")  # hash of the line
         # Milliseconds, NaN where a row has none; "total" is one of them. A new column is NaN for the rows before it.
         self.stages: defaultdict[str, array[float]] = defaultdict(lambda: array("f", [math.nan]) * len(self))
@@ -98,14 +100,18 @@ class ImageTable:
 
     def add(self, at: float, pid: int, event: str, record: Mapping[str, Any], digest: int) -> None:
         times = record.get("milliseconds")
-        told = times.items() if isinstance(times, dict) else ()
-        known = {stage: value for stage, each in told if (value := number(each)) is not None}
+        timed = times.items() if isinstance(times, dict) else ()
+        known = {stage: value for stage, each in timed if (value := number(each)) is not None}
         for stage in self.stages.keys() | known.keys():
             self.stages[stage].append(known.get(stage, math.nan))
         kind, key = OUTCOMES[event]
         word = sys.intern(str(record.get(key, "")))
         same = hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in")))
-        row = (at, pid, kind, word, record.get("stage") == "engine", record.get("recovered") is True, same, digest)
+        fingerprint = record.get("fingerprint")
+        of_fleet = isinstance(fingerprint, str)
+        version = (hash((record.get("folder"), record.get("path"), fingerprint)) or 1) if of_fleet else 0
+        marks = (record.get("stage") == "engine", record.get("recovered") is True, record.get("duplicate") is True)
+        row = (at, pid, kind, word, *marks, same, version, digest)
         for name, cell in zip(COLUMNS, row, strict=True):
             getattr(self, name).append(cell)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from rmbgd import __version__
 from rmbgd.mtbf import statistics
-from rmbgd.mtbf.machine import MachineHistory
+from rmbgd.mtbf.machine import FURTHER, MachineHistory, further
 from rmbgd.mtbf.timeline import State, TripOutcome
 
 FORMAT = 1  # of the JSON; raised when a key changes its meaning
@@ -21,6 +21,10 @@ HOUR = 3600.0
 YEAR_MINUTES = 365 * 24 * 60
 PERCENTS = (0.5, 0.6, 0.8, 0.9, 0.95)
 STAGES = ("wait", "decode", "queue", "engine", "encode", "sync", "total")
+UNMARKED = (
+    "{} times an image was published again, marked neither recovered nor duplicate: a defect, unless its result was "
+    "removed, or its recipe changed, in between"
+)
 SHARES = (0.05, 0.5, 0.95)  # of the images whose times in a stage are given
 
 
@@ -93,8 +97,12 @@ class MtbfReport:
         avoided = self.outcomes[TripOutcome.AVOIDED]
         tried = avoided + self.outcomes[TripOutcome.BROKEN]
         self.coverage = (avoided, tried, statistics.coverage_lower(avoided, tried, confidence)) if tried else None
-        outcomes = self.count("outcomes")
-        self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or rejected
+        # Published again, by mark: each version of an image of a fleet counts once, on whichever machines.
+        self.further = further(machines)
+        self.done = self.count("outcomes")["done"] - self.further.total()  # images published
+        self.images = self.done + self.count("outcomes")["failed"]  # concluded: published or rejected
+        if self.further["unmarked"]:
+            self.notes.append((self.name, UNMARKED.format(f"{self.further['unmarked']:,}")))
         # (failures per million images, None without failures; upper bound at `confidence`)
         scale = 1e6 / (self.images or 1)
         self.per_million = (failures * scale if failures else None, most * scale) if self.images else None
@@ -177,7 +185,8 @@ def _summary(one: MtbfReport) -> dict[str, Any]:
             for machine, failure in one.failures
         ],
         "pictures": {
-            "done": outcomes["done"], "refused": outcomes["failed"], "postponed": outcomes["postponed"],
+            "done": one.done, "further": {mark: one.further[mark] for mark in FURTHER},
+            "refused": outcomes["failed"], "postponed": outcomes["postponed"],
             "by_device": dict(one.count("devices")),
             "failures_per_million": rate and {"point": rate[0], "upper": rate[1]},
         },

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from rmbgd.mtbf.logs import counted
+from rmbgd.mtbf.machine import FURTHER
 from rmbgd.mtbf.report import Estimate, MtbfReport
 from rmbgd.mtbf.timeline import State, TripOutcome, stamp
 from rmbgd.wording import duration, printable
@@ -89,8 +90,10 @@ def _mean(label: str, found: Estimate) -> Iterator[str]:
 
 
 def _work(one: MtbfReport) -> Iterator[str]:
-    done, rejected, postponed = (one.count("outcomes")[outcome] for outcome in ("done", "failed", "postponed"))
-    yield _row("images", f"{done:,} published, {rejected:,} rejected, {postponed:,} put back")
+    rejected, postponed = (one.count("outcomes")[outcome] for outcome in ("failed", "postponed"))
+    yield _row("images", f"{one.done:,} published, {rejected:,} rejected, {postponed:,} put back")
+    if one.further:
+        yield _row("published again", marked(one.further))
     if one.per_million:
         point, upper = one.per_million
         bound = f"at most {rounded(upper)} at {percent(one.confidence)} confidence"
@@ -115,6 +118,10 @@ def _work(one: MtbfReport) -> Iterator[str]:
         least = f"at least {share(lower)} at {percent(one.confidence)} confidence"
         yield _row("failover coverage", f"{avoided} of {tried}: {least}")
     yield from _mean("between failovers", one.between_failovers)
+
+
+def marked(further: Mapping[str, int]) -> str:
+    return ", ".join(f"{further[mark]:,} {mark}" for mark in FURTHER if further[mark])
 
 
 def _reasons(one: MtbfReport) -> Iterator[str]:

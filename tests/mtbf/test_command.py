@@ -121,6 +121,60 @@ def test_failures_per_million_images(report_of: Report):
     assert "999, at most 3,890 at 90 % confidence" in text
 
 
+def fleet_of_two(folder: Path, **plain: object) -> Path:
+    """Machine a published three images, b one; and some of them again. `plain`: one more of b, with these keys."""
+    a, b = Box("a").start().serve(60), Box("b").start().serve(70)
+    for number in (1, 2, 3):
+        a.image(path=f"{number}.png", fingerprint=f"1-{number}", job=1000 + number)
+    b.image(path="4.png", fingerprint="1-4", job=2000, recovered=True)  # whose worker died before it could tell
+    b.image(path="4.png", fingerprint="1-4", job=2001, recovered=True).sleep(1)
+    b.image(path="1.png", fingerprint="1-1", job=2002, recovered=True)
+    b.image(path="2.png", fingerprint="1-2", job=2003, duplicate=True)
+    b.image(path="1.png", fingerprint="1-5", job=2004)  # another version is another image
+    b.image(path="1.png", fingerprint="1-1", folder="web", job=2005)  # so is that of another root
+    if plain:
+        b.image(job=2006, **plain)
+    for box in (a, b):
+        box.serve(60).write(folder / f"{box.name}.jsonl")
+    return folder
+
+
+def test_an_image_of_a_fleet_counts_once_over_all_machines(tmp_path: Path, capsys: Capture):
+    fleet = fleet_of_two(tmp_path)
+    run(options(fleet, "--json"))
+    report = json.loads(capsys.readouterr().out)
+    found = report["total"]["pictures"]
+    assert (found["done"], found["further"]) == (6, {"recovered": 2, "duplicate": 1, "unmarked": 0})
+    assert [each["pictures"]["done"] for each in report["machines"]] == [3, 5]  # of b's own, one came twice
+    assert found["failures_per_million"]["upper"] == pytest.approx(1e6 / 6 * math.log(10), rel=1e-3)
+    run(options(fleet, "--html", tmp_path / "report.html"))
+    text = capsys.readouterr().out
+    assert re.search(r"images +6 published, 0 rejected", text)
+    assert re.search(r"published again +2 recovered, 1 duplicate\n", text)
+    assert "a defect" not in text
+    assert "published again: 2 recovered, 1 duplicate" in (tmp_path / "report.html").read_text()
+
+
+def test_an_image_of_a_fleet_that_is_published_again_unmarked_is_a_defect(tmp_path: Path, capsys: Capture):
+    run(options(fleet_of_two(tmp_path, path="3.png", fingerprint="1-3"), "--html", tmp_path / "report.html"))
+    for text in (capsys.readouterr().out, (tmp_path / "report.html").read_text()):
+        assert "2 recovered, 1 duplicate, 1 unmarked" in text
+        assert "1 times an image was published again, marked neither recovered nor duplicate: a defect" in text
+
+
+@given(st.lists(st.tuples(st.integers(1, 4), st.sampled_from(["recovered", "duplicate", None])), max_size=12))
+@settings(max_examples=30, deadline=None)
+def test_the_marks_of_a_version_are_counted_in_any_order(tmp_path_factory, told: list[tuple[int, str | None]]):
+    box = Box().start().serve(60)
+    for job, (version, mark) in enumerate(told):
+        box.image(path="a.png", fingerprint=f"1-{version}", job=job, **({mark: True} if mark else {}))
+    report = make_report(options(box.serve(60).write(tmp_path_factory.mktemp("box") / "edge.jsonl")))
+    marks = [[mark for each, mark in told if each == version] for version in {version for version, _ in told}]
+    assert report.done == len(marks)
+    assert report.further["unmarked"] == sum(max(each.count(None) - 1, 0) for each in marks)
+    assert report.further.total() == len(told) - len(marks)
+
+
 def test_a_bound_that_does_not_fit_is_explained(tmp_path: Path, capsys: Capture):
     """Beside machines whose failures show no trend; and no figure has more digits than its failures carry."""
     late = Box("late", heartbeat=HOUR).start().serve(600 * HOUR)
