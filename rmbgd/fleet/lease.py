@@ -1,4 +1,4 @@
-"""POLICY: how many leases a worker holds, which of them it extends, and when an image is run alone.
+"""POLICY: how many leases a worker holds, which of them it extends, when an image is run alone, and what still waits.
 
 A lease is extended only while its image moves: a device that hangs loses its leases, and another worker gets them.
 """
@@ -71,6 +71,26 @@ class Window:
 
 START = 4  # leases of a worker that has not ended any image yet
 SHRINKS = 0.9  # a factor for each image that stayed too long; a whole batch of them comes at once
+
+
+class WaitingMessages:
+    """How many messages wait at each place, a (stream, consumer), as the broker told in the last TOLD_FOR seconds.
+
+    What it told longer ago is forgotten: a worker that leases nothing, or not from there, knows nothing of it. Belongs
+    to one thread.
+    """
+
+    def __init__(self) -> None:
+        self._told: dict[tuple[str, str], tuple[int, float]] = {}
+
+    def told(self, counts: Mapping[tuple[str, str], int], now: float) -> None:
+        self._told.update((place, (count, now)) for place, count in counts.items())
+
+    def known(self, now: float) -> dict[tuple[str, str], int]:
+        return {place: count for place, (count, at) in self._told.items() if now - at < TOLD_FOR}
+
+
+TOLD_FOR = 60.0  # s
 
 
 def runs_alone(deliveries: int, given_back_at: int | None) -> bool:

@@ -23,7 +23,16 @@ from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.lease import ATTEMPTS_ALONE, LEASED, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
+from rmbgd.fleet.lease import (
+    ATTEMPTS_ALONE,
+    LEASED,
+    LeaseProgress,
+    LeaseTimes,
+    WaitingMessages,
+    Window,
+    may_extend,
+    runs_alone,
+)
 from rmbgd.fleet.message import Announcement
 from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, NotConnected, put_back
 from rmbgd.fleet.root import Root
@@ -46,6 +55,7 @@ MOST_DOWNLOADS = 16  # images of buckets taken at once: all of them must be here
 LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answers in milliseconds, but each waits
 WAIT = 1.0  # s that one question for messages waits for the first
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
+QUEUE_NAMES = {message.HOT: "hot", message.BULK: "bulk"}  # in the status file and the metrics
 STOP_PATIENCE = 5.0  # s for what is still owed to the broker
 
 
@@ -108,7 +118,7 @@ class LeaseSource(Inbox):
         self._asked = False
         self._checked = 0  # the connection whose streams and consumers are as they should be
         self._drained = False
-        self._waiting_there: dict[tuple[str, str], int] = {}  # (stream, consumer) -> messages, as last told
+        self._waiting_there = WaitingMessages()
         self._statistics = IntakeStatistics()
         self._looks = ThreadPoolExecutor(LOOKS_AT_ONCE, "look")
 
@@ -198,16 +208,19 @@ class LeaseSource(Inbox):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         with self._lock:
             held = len(self._held)
+        waiting = self._waiting_there.known(now)
         self._statistics = IntakeStatistics(
-            waiting=sum(self._waiting_there.values()),
+            waiting=sum(waiting.values()),
             in_flight=held,
             paused=self._why_paused(),
-            folders={name: self._describe(name) for name in self._roots},
+            folders={name: self._describe(name, waiting) for name in self._roots},
         )
 
-    def _describe(self, root: str) -> dict[str, object]:
+    def _describe(self, root: str, there: Mapping[tuple[str, str], int]) -> dict[str, object]:
         cause = self._away.get(root) or self._unusable.get(root) or self._unusable.get("")
-        return {"mode": "lease", **({"cause": cause} if cause else {})}
+        name = message.consumer(root)
+        waiting = {short: there[stream, name] for stream, short in QUEUE_NAMES.items() if (stream, name) in there}
+        return {"mode": "lease", "waiting": waiting, **({"cause": cause} if cause else {})}
 
     def _why_paused(self) -> str | None:
         if self._drained:
@@ -256,10 +269,10 @@ class LeaseSource(Inbox):
             return
         self._heard_from_broker(None)
         self._heartbeat.working()
-        for delivery in deliveries:
-            self._waiting_there[delivery.stream, delivery.consumer] = delivery.waiting
-        if not deliveries:
-            self._waiting_there.clear()
+        now = self._clock.monotonic()
+        if not idle and len(deliveries) < room:  # every place was asked
+            self._waiting_there.told(dict.fromkeys(places, 0), now)
+        self._waiting_there.told({(each.stream, each.consumer): each.waiting for each in deliveries}, now)
         if self._config.bucket:
             self._heartbeat.waiting()  # for the storage, each of whose answers has a deadline
         for seen in self._looks.map(self._triage.look, deliveries):

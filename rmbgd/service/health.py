@@ -141,8 +141,8 @@ class HealthMonitor:
 
     `describe` is the daemon's snapshot: a dict with SNAPSHOT_KEYS and what else the status file shall show. It must not
     wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the service.
-    `unwritten` counts lines that were lost, by place. `on_status` gets the keys of the health event with each status
-    file (metrics); `on_stall` is called when a stall begins (stacks).
+    `unwritten` counts lines that were lost, by place. `on_status` gets the keys of the health event, and `folders`,
+    with each status file (metrics); `on_stall` is called when a stall begins (stacks).
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class HealthMonitor:
             **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
         }
         self._write_status(now, f"{jsonl.to_json(record)}\n".encode())
-        self._on_status(health)
+        self._on_status(health | {"folders": snapshot.get("folders", {})})
         if self.phase == "ready":
             safe = bool(snapshot.get("safe_mode"))
             line = status_line(self.phase, health, per_minute=rates["1m"], stalled=stalled, safe_mode=safe)

@@ -126,6 +126,8 @@ class Metrics:
         self._state = self._gauge("device_state", "1 for the state it is in", "device", "state")
         self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
         self._unwritten = self._gauge("unwritten_lines", "log lines and status files that were lost", "place")
+        meaning = "on the queue of a fleet and not leased, as the broker told this worker in the last minute"
+        self._queues = self._gauge("waiting_messages", meaning, "folder", "queue")
         self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Any:
@@ -164,6 +166,11 @@ class Metrics:
         self._paused.set(bool(keys.get("paused")))
         for table in (self._temperature, self._state, self._in_use, self._unwritten):
             table.clear()
+        if (folders := keys.get("folders")) is not None:  # the status file has them, the event has not
+            self._queues.clear()
+            for folder, facts in folders.items():
+                for queue, count in (facts.get("waiting") or {}).items():
+                    self._queues.labels(folder=folder, queue=queue).set(count)
         for place, count in (keys.get("unwritten") or {}).items():
             self._unwritten.labels(place=str(place)).set(count)
         for device in filter(None, str(keys.get("device") or "").split(", ")):

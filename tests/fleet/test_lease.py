@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.fleet.lease import LEASED, ORDER, START, LeaseProgress, LeaseTimes, Window, may_extend, runs_alone
+from rmbgd.fleet.lease import (
+    LEASED,
+    ORDER,
+    START,
+    TOLD_FOR,
+    LeaseProgress,
+    LeaseTimes,
+    WaitingMessages,
+    Window,
+    may_extend,
+    runs_alone,
+)
 
 TIMES = LeaseTimes(60.0, 1800.0)
 SECONDS = st.floats(0, 10_000)
@@ -119,3 +130,17 @@ def test_only_what_a_worker_left_behind_runs_alone(deliveries: int, given_back_a
 )
 def test_what_runs_alone(deliveries: int, given_back_at: int | None, alone: bool) -> None:
     assert runs_alone(deliveries, given_back_at) is alone
+
+
+# --- what waits
+
+
+def test_what_the_broker_told_long_ago_is_not_known() -> None:
+    waiting, hot, bulk = WaitingMessages(), ("HOT", "workers-a"), ("BULK", "workers-a")
+    assert waiting.known(0.0) == {}
+    waiting.told({hot: 5, bulk: 9}, 0.0)
+    waiting.told({hot: 0}, 30.0)
+    assert waiting.known(TOLD_FOR - 0.1) == {hot: 0, bulk: 9}
+    assert waiting.known(TOLD_FOR) == {hot: 0}
+    waiting.told({bulk: 3}, TOLD_FOR + 10.0)
+    assert waiting.known(TOLD_FOR + 30.0) == {bulk: 3}

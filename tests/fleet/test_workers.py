@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import random
+import re
 import signal
 import time
 from collections.abc import Mapping
@@ -409,3 +411,24 @@ def test_what_vanished_or_changed_before_it_was_leased_is_dropped(tmp_path: Path
         told = {event["path"]: event["why"] for event in worker.recorded("lease.dropped")}
         assert told == {"gone.png": "gone", "changed.png": "superseded"}
         assert fleet.alone() == 0
+
+
+def test_a_worker_tells_how_many_messages_wait(tmp_path: Path) -> None:
+    """In the status file and the metrics, by root and queue, for those who start more workers."""
+    metrics = tmp_path / "rmbgd.prom"
+    settings = {"health": {"metrics_file": str(metrics)}}
+    with FleetUnderTest(tmp_path, workers=1, settings=settings, options={"engine": {"delay": 0.3}}) as fleet:
+        names = [f"{number}.png" for number in range(60)]
+        fleet.drop_all({name: sample_image(number) for number, name in enumerate(names)})
+        fleet.start()
+
+        def waits(queue: str) -> float | None:
+            text = metrics.read_text() if metrics.exists() else ""
+            found = re.search(rf'rmbgd_waiting_messages{{folder="{ROOT}",queue="{queue}"}} ([0-9.]+)', text)
+            return float(found[1]) if found else None
+
+        assert 0 < fleet.wait(lambda: waits("hot"), "messages that wait") < 60
+        fleet.wait(lambda: len(fleet.records()) == len(names), "results")
+        fleet.wait(lambda: (waits("hot"), waits("bulk")) == (0.0, 0.0), "an empty queue")
+        status = json.loads((fleet.workers[0].runtime / "status.json").read_text())
+        assert status["folders"][ROOT]["waiting"] == {"hot": 0, "bulk": 0}

@@ -128,6 +128,17 @@ def test_gauges_follow_the_heartbeat(metrics: Metrics):
     assert series(metrics, "rmbgd_unwritten_lines") == set()
 
 
+def test_what_waits_on_the_queue_of_a_fleet_is_told_by_root(metrics: Metrics):
+    waits = {"shop": {"mode": "lease", "waiting": {"hot": 7, "bulk": 0}}, "web": {"mode": "lease", "waiting": {}}}
+    metrics.health(HEALTH | {"folders": waits})
+    found = {'{folder="shop",queue="bulk"} 0.0', '{folder="shop",queue="hot"} 7.0'}
+    assert series(metrics, "rmbgd_waiting_messages") == found
+    metrics("health", **HEALTH)  # the event does not have it
+    assert series(metrics, "rmbgd_waiting_messages") == found
+    metrics.health(HEALTH | {"folders": {"shop": {"mode": "lease", "waiting": {}}, "drop": {"mode": "events"}}})
+    assert series(metrics, "rmbgd_waiting_messages") == set()
+
+
 def test_what_the_heartbeat_no_longer_says_is_not_shown(metrics: Metrics):
     """A stale temperature would look healthy; two GPUs in use are a series each, and none for both together."""
     metrics("health", **HEALTH)
