@@ -31,7 +31,6 @@ from rmbgd.fleet.root import (
     Entry,
     RootAnswer,
     RootInput,
-    State,
     files_of,
     fingerprint_of_job,
     first_name,
@@ -127,11 +126,9 @@ class BucketRoot:
         text = f"{size} bytes; at most {self._file_bytes} are allowed"
         return RootInput("refused", path, replace(version, size=size), text, Reason.TOO_MANY_BYTES)
 
-    def state(self, key: str, fingerprint: str) -> State:
+    def fingerprint(self, key: str) -> str | None:
         found = self._store.head(self._input, key)
-        if found is None:
-            return "gone"
-        return "ready" if ETAG + found.etag == fingerprint else "superseded"
+        return None if found is None else ETAG + found.etag
 
     def discard(self, job: Job) -> None:
         with self._lock:
@@ -246,7 +243,7 @@ class BucketRoot:
             key, fingerprint = story.get("path"), story.get("fingerprint")
             if story.get("folder") != self.folder.name or not isinstance(key, str) or unusable(key):
                 continue
-            if self._reason_name(key) == each.key and self.state(key, str(fingerprint)) == "superseded":
+            if self._reason_name(key) == each.key and self.fingerprint(key) not in (None, fingerprint):
                 self._store.delete(self._failed, each.key)
                 removed += 1
         return removed
@@ -300,9 +297,10 @@ class BucketRoot:
 
     def _check_unchanged(self, job: Job) -> None:
         """Raises SourceChanged."""
-        state = self.state(job.relative_path, fingerprint_of_job(job))
-        if state != "ready":
-            raise SourceChanged("vanished" if state == "gone" else "changed", f"{state} while it was worked on")
+        now = self.fingerprint(job.relative_path)
+        if now != fingerprint_of_job(job):
+            why, told = ("vanished", "gone") if now is None else ("changed", "superseded")
+            raise SourceChanged(why, f"{told} while it was worked on")
 
     def _paths(self, standing: Standing) -> list[str]:
         """Objects of what stands there; the first, which says what belongs to it, is the last."""

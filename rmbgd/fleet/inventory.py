@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from rmbgd.errors import ConfigError, explain, missing_extra
-from rmbgd.fleet.compare import LOOKS_AT_ONCE, Entry
+from rmbgd.errors import ConfigError, RmbgdError, explain, missing_extra
+from rmbgd.fleet.compare import LOOKS_AT_ONCE
 from rmbgd.fleet.message import unusable
-from rmbgd.fleet.share import SharedRoot, fingerprint_of
+from rmbgd.fleet.root import Entry, Root
+from rmbgd.fleet.share import fingerprint_of
 
 SUFFIX = ".parquet"
 ROWS = 10_000  # of the file in memory at once
@@ -72,12 +71,13 @@ class Inventory:
         told = [f"{count:,} rows {why} ({first})" for why, (count, first) in self._why.items()]
         return f"{self.path}: {'; '.join(told)}" if told else ""
 
-    def entries(self, root: SharedRoot, wanted: Callable[[str], bool]) -> Iterator[Entry]:
-        """Those whose key is wanted. Where no column tells a version, each file is looked at, below the root's input.
+    def entries(self, root: Root, wanted: Callable[[str], bool]) -> Iterator[Entry]:
+        """Those whose key is wanted. Where no column tells a version, each is looked at where it stands.
 
-        Raises ConfigError where the file is damaged, OSError where the root cannot be read.
+        Raises ConfigError where the file is damaged, RmbgdError and OSError where the root cannot be read.
         """
-        os.stat(root.folder.input)
+        if trouble := root.trouble():
+            raise RmbgdError(f"root '{root.folder.name}': {trouble}")
         row = 0
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
             for keys, versions in self._batches():
@@ -95,7 +95,7 @@ class Inventory:
                 if len(self._columns) > 1:
                     yield from (Entry(key, version, 0.0) for _, key, version in usable)
                     continue
-                found = pool.map(lambda key: _version_at(root, key), [key for _, key, _ in usable])
+                found = pool.map(root.fingerprint, [key for _, key, _ in usable])
                 for (number, key, _), version in zip(usable, found, strict=True):
                     if version is None:
                         self._leave_out("of files that are not there; --relist looks again", f"row {number}, '{key}'")
@@ -146,14 +146,3 @@ def _fingerprint(text: str | None) -> str | None:
 def _etag(text: str | None) -> str | None:
     bare = (text or "").replace('"', "")
     return _fingerprint(f"etag:{bare}") if bare else None
-
-
-def _version_at(root: SharedRoot, key: str) -> str | None:
-    """None where no file is, or its folder may not be read. Raises OSError where that cannot be told."""
-    try:
-        status = os.lstat(os.path.join(root.folder.input, key))
-    except OSError as error:
-        if error.errno in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN):
-            raise
-        return None
-    return fingerprint_of(status) if stat.S_ISREG(status.st_mode) else None

@@ -76,7 +76,9 @@ class Root(Protocol):
         """The input as it is now, to be read at its path until `discard`."""
         ...
 
-    def state(self, key: str, fingerprint: str) -> State: ...
+    def fingerprint(self, key: str) -> str | None:
+        """Of the version that stands there; None: no image does."""
+        ...
 
     def discard(self, job: Job) -> None:
         """Its input is not needed here any more."""

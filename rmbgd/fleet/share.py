@@ -118,8 +118,14 @@ class SharedRoot:
         state: State = "ready" if fingerprint_of(status) == fingerprint else "superseded"
         return RootInput(state, path, version_of(status))
 
-    def state(self, key: str, fingerprint: str) -> State:
-        return self.source(key, fingerprint).state
+    def fingerprint(self, key: str) -> str | None:
+        try:
+            status = os.lstat(os.path.join(self.folder.input, key))
+        except OSError as error:
+            if error.errno not in _NO_FILE:
+                raise
+            return None
+        return fingerprint_of(status) if stat.S_ISREG(status.st_mode) else None
 
     def discard(self, job: Job) -> None:
         """Nothing: it is read where it stands."""

@@ -405,10 +405,11 @@ class LeaseSource(Inbox):
         if why in ("changed", "vanished"):
             announced = held.announced
             try:
-                state = self._roots[announced.root].state(announced.key, announced.fingerprint)
+                now = self._roots[announced.root].fingerprint(announced.key)
             except OSError:
-                state = "ready"
-            if state in ("gone", "superseded"):
+                now = announced.fingerprint
+            if now != announced.fingerprint:
+                state = "gone" if now is None else "superseded"
                 self._triage.tell(held.delivery, announced, why=state, detail="while it was worked on")
                 self._ledger.forget(announced.identity)
                 self._end(held, ACK)
