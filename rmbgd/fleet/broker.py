@@ -196,7 +196,7 @@ class Broker:
         self._end_flushes()
 
     async def _flush(self, client: Client) -> None:
-        """What was published has arrived. Raises TimeoutError.
+        """What was published has arrived. Raises TimeoutError, and ConnectionClosedError where it was lost meanwhile.
 
         The library stops reading at the answer to a flush that was given up before (nats-py 2.16), so that the
         connection is deaf until pings are missed. Therefore none is given up: it ends with its connection.
@@ -204,7 +204,12 @@ class Broker:
         flush = asyncio.ensure_future(client.flush(timeout=FLUSH_TIMEOUT))
         self._flushes.add(flush)
         flush.add_done_callback(self._flushes.discard)
-        await asyncio.wait_for(asyncio.shield(flush), CONNECT_TIMEOUT)
+        try:
+            await asyncio.wait_for(asyncio.shield(flush), CONNECT_TIMEOUT)
+        except asyncio.CancelledError:
+            if not flush.cancelled():
+                raise
+            raise nats.errors.ConnectionClosedError from None  # by `_end_flushes`
 
     def _end_flushes(self) -> None:
         for flush in self._flushes:

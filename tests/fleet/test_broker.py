@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nats
@@ -69,5 +71,22 @@ def test_a_connection_outlives_answers_that_come_too_late(broker: Broker) -> Non
             connection.answer([("nobody", b"")])
             assert connection.ask(lambda client: client.jetstream().account_info()).memory == 0
         assert connection.connections == 1
+    finally:
+        connection.close()
+
+
+def test_a_connection_that_is_lost_while_it_is_waited_for_is_the_brokers_fault(broker: Broker) -> None:
+    connection = Connection(SourceSettings(servers=[broker.url]), "test", lambda _: None)
+    connection.start()
+    try:
+        connection.wait_until_connected(PATIENCE)
+        os.kill(broker.pid, signal.SIGSTOP)
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(connection.answer, [("nobody", b"")])
+            while not connection._flushes:
+                time.sleep(0.01)
+            broker.kill()
+            with pytest.raises(BrokerFault):
+                waiting.result(PATIENCE)
     finally:
         connection.close()

@@ -187,9 +187,10 @@ class ServiceUnderTest:
         """Every scenario ends in an orderly stop."""
         if kind is not None and not self.is_down:
             self.kill()
-        elif not self.is_down:
-            code = self.stop()
-            assert code == 0, f"exit status {code}: {self.tail()}"
+        elif self.process is not None and (stream := self.process.stdout) is not None and not stream.closed:
+            ended = " by itself" if self.is_down else ""  # and nobody asked for its status
+            code = self.reap() if ended else self.stop()
+            assert code == 0, f"exit status {code}{ended}: {self.tail()}"
         if kind is None and self.checks_events:
             from tests.support import schemas  # needs jsonschema
 
