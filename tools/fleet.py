@@ -12,6 +12,8 @@ Workers are the real service with a fake engine, so that what is measured is the
         names that the broker stores a second with sync_interval: always
     python -m tools.fleet sustained [--seconds 600] [--workers 2]
         images a second over a long time
+    python -m tools.fleet run --logs DIR [--images 4000] [--workers 2] [--side 64]
+        so many images, announced at once: logs, and processor seconds of the workers, for `tools.capacity validate`
 
 Each prints one JSON object; exit status 1 where something was lost.
 """
@@ -61,6 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sustained_ = actions.add_parser("sustained")
     sustained_.add_argument("--seconds", type=float, default=600.0)
     sustained_.add_argument("--workers", type=int, default=2)
+    run_ = actions.add_parser("run")
+    run_.add_argument("--logs", type=Path, required=True, metavar="DIR", help="made, for worker-0.jsonl and so on")
+    run_.add_argument("--images", type=int, default=4000)
+    run_.add_argument("--workers", type=int, default=2)
+    run_.add_argument("--side", type=int, default=64, help="longer side of the images, in pixels")
     options = parser.parse_args(arguments)
     base = Path(tempfile.mkdtemp(prefix="rmbgd-fleet-"))
     try:
@@ -225,7 +232,35 @@ def sustained(base: Path, options: argparse.Namespace) -> dict[str, object]:
         }
 
 
-ACTIONS = {"campaign": campaign, "overhead": overhead, "names": names, "sustained": sustained}
+def run(base: Path, options: argparse.Namespace) -> dict[str, object]:
+    options.logs.mkdir(parents=True, exist_ok=True)
+    size = (options.side, options.side * 3 // 4)
+    with FleetUnderTest(base, workers=options.workers, lease=60.0) as fleet:
+        announced = [
+            fleet.write(f"{number // 1000}/{number}.png", sample_image(number, size=size))
+            for number in range(options.images)
+        ]
+        fleet.start()
+        pids = [worker.pid for worker in fleet.workers]
+        used, began = sum(map(_seconds, pids)), time.monotonic()
+        for start in range(0, len(announced), BATCH):
+            fleet.announce(announced[start : start + BATCH])
+        fleet.wait(lambda: sum(fleet.queued()[:2]) == 0, "the last image", timeout=SETTLE)
+        seconds, spent = time.monotonic() - began, sum(map(_seconds, pids)) - used
+        logs = [options.logs / f"worker-{number}.jsonl" for number in range(options.workers)]
+        for worker, log in zip(fleet.workers, logs, strict=True):
+            shutil.copyfile(worker.log_file, log)
+    return {
+        "workers": options.workers,
+        "images": options.images,
+        "seconds": round(seconds, 2),
+        "cpu_seconds": round(spent, 2),
+        "ms_each": round(1000 * spent / options.images, 3),
+        "logs": [str(log) for log in logs],
+    }
+
+
+ACTIONS = {"campaign": campaign, "overhead": overhead, "names": names, "sustained": sustained, "run": run}
 
 if __name__ == "__main__":
     sys.exit(main())
