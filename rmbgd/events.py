@@ -36,7 +36,7 @@ _IMAGE = {
     "folder": "name of the drop folder",
     "path": "path below the drop folder; bytes that are not UTF-8 as \\udcXX escapes",
     "attempt": "1 for the first attempt; only a crash raises it",
-    "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total",
+    "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total; and the processor time of decode, encode and sync, processor",
     "lease?": "of an image from the queue of a fleet: stream:sequence/delivery",
     "fingerprint?": "of the version that was announced to the fleet",
 }

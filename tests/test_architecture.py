@@ -164,7 +164,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "intake": (2240, 14),
     "models": (4760, 26),
     "mtbf": (2210, 10),
-    "pipeline": (1880, 10),
+    "pipeline": (1900, 10),
     "publish": (1830, 8),
     "service": (3020, 18),
     "report": (250, 2),

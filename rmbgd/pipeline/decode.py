@@ -68,6 +68,7 @@ class Decoder:
         timing = Timing()
         clock = self.context.clock
         begun = clock.monotonic()
+        timing.begin()
         timing.add("wait", begun - job.claimed_at)
         try:
             with self.large if job.version.size > LARGE_BYTES else nullcontext():
@@ -89,6 +90,7 @@ class Decoder:
             return Postponed(job, "stopping", "read, but no memory was lent any more", timing)
         finally:
             timing.add("decode", clock.monotonic() - begun)
+            timing.end()
 
     def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
         """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""

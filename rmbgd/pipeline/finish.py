@@ -68,6 +68,7 @@ class Finisher:
     def _end(self, arrival: Arrival, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
         """What became of it, in the shape that its followers can share."""
         job, timing = arrival.job, arrival.timing
+        timing.begin()
         try:
             try:
                 match arrival:
@@ -206,7 +207,8 @@ class Finisher:
 
     def _milliseconds(self, job: Job, timing: Timing) -> dict[str, float]:
         total = (self.context.clock.monotonic() - job.claimed_at) * 1000.0
-        return {stage: round(spent, 2) for stage, spent in (timing.milliseconds | {"total": total}).items()}
+        told = timing.milliseconds | {"processor": timing.processor * 1000.0, "total": total}
+        return {stage: round(spent, 2) for stage, spent in told.items()}
 
 
 def _report(cutout: Cutout, verdict: str) -> dict[str, object]:

@@ -8,6 +8,7 @@ Job -> Frame -> Cutout     |  published
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,9 +26,25 @@ from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 
 @dataclass(slots=True)
 class Timing:
-    """Milliseconds per stage of one job; each key is written by the one thread that runs the stage."""
+    """Milliseconds per stage of one job; each key is written by the one thread that runs the stage.
+
+    Between `begin` and `end` the calling thread works on the job, and its processor time counts as the job's.
+    """
 
     milliseconds: dict[str, float] = field(default_factory=dict)
+    _processor: float = 0.0
+    _begun: float | None = None
+
+    def begin(self) -> None:
+        self._begun = time.thread_time()
+
+    def end(self) -> None:
+        self._processor, self._begun = self.processor, None
+
+    @property
+    def processor(self) -> float:
+        """Seconds so far."""
+        return self._processor + (0.0 if self._begun is None else time.thread_time() - self._begun)
 
     def add(self, stage: str, seconds: float) -> None:
         self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + seconds * 1000.0

@@ -35,7 +35,7 @@ def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
     """The first ones are not, and the stages are those of the events."""
     found = through(tmp_path, most=20)
     assert 20 == found.images == found.total.count
-    assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == set(found.milliseconds)
+    assert {"wait", "decode", "queue", "engine", "encode", "sync", "processor", "total"} == set(found.milliseconds)
     assert {"decode", "engine", "finish"} == set(found.busy)
     assert found.per_second == pytest.approx(20 / found.seconds)
 

@@ -136,7 +136,7 @@ def test_the_published_pixels_are_exact(works):
     assert np.array_equal(array, result[..., :3])
     [done] = it.events.named("image.done")
     assert ("fake", "fake", "ok") == (done["device"], done["model"], done["verdict"])
-    assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == done["milliseconds"].keys()
+    assert {"wait", "decode", "queue", "engine", "encode", "sync", "processor", "total"} == done["milliseconds"].keys()
 
 
 def test_equal_images_are_computed_once(works):

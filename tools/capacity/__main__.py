@@ -13,12 +13,12 @@ over what all of them can do. Latency grows without bound as load nears 1. Failu
 afterwards: a target that is met with them needs no spare.
 
 `validate` simulates real runs with measured stage times: workers on one machine, a network that computes nothing, all
-images announced at once. Simulated over real images per processor second should be near 1. Stage times are wall time:
-where threads wait for a processor they are too long. Take them, by --times, from a run of the same images by one worker
-with one thread for each stage on a machine that does nothing else. Without --times they are the run's own, shortened to
-the processors' share where more threads ran than --processors, which is right only if nothing else ran. What no stage
-measures (claims, the broker, publishing, start) is missing; --calibrate takes it from the first run, or shortens the
-stages when they took longer than its processor seconds, and the other runs then test it.
+images announced at once (`python -m tools.fleet run`). Simulated over real images per processor second should be near
+1. What no stage measures (leases, the broker, the log, the network that computes nothing) is missing; --calibrate takes
+it from the first run, and the other runs then test it. Logs of older services have no processor times: their stage
+times are too long where threads wait for a processor. Take them, by --times, from a run of the same images by one
+worker with one thread for each stage on a machine that does nothing else; without, they are shortened to the
+processors' share, which is right only if nothing else ran.
 
 Exit status: 0, 1 when a target is out of reach, 2 for wrong options.
 """
@@ -236,7 +236,8 @@ def validate(options: argparse.Namespace) -> Report:
         run = read_logs(logs)
         times = calm or run
         workers = options.workers or len(logs)
-        share = 1.0 if calm or not times.busy else min(1.0, options.processors * run.seconds / run.busy)
+        quiet = calm is not None or times.processor or not times.busy
+        share = 1.0 if quiet else min(1.0, options.processors * run.seconds / run.busy)
         if options.calibrate and not number:
             missing = processor / run.images - times.busy * share / times.images
             overhead, factor = max(0.0, missing), min(1.0, processor * times.images / (run.images * times.busy * share))
@@ -247,7 +248,8 @@ def validate(options: argparse.Namespace) -> Report:
         encode = replace(encode, mean=encode.mean + overhead, samples=tuple(each + overhead for each in encode.samples))
         fleet = Fleet(workers, options.processors, decode, encode, device, shared=True)
         outcome = by_image(fleet, np.zeros(run.images), seed=options.seed + number)
-        real, model = run.images / processor, run.images / outcome.busy if outcome.busy else math.inf
+        spent = outcome.busy + (0.0 if times.processor else outcome.device_busy)
+        real, model = run.images / processor, run.images / spent if spent else math.inf
         row = {
             "logs": [str(log) for log in logs],
             "workers": workers,

@@ -91,7 +91,8 @@ class Outcome:
     backfill: Floats
     drained: float
     backfilled: float
-    busy: float = math.nan  # s of cores and, on one machine, of devices
+    busy: float = math.nan  # s of cores
+    device_busy: float = math.nan  # s of devices
     redone: int = 0
 
     @cached_property
@@ -274,7 +275,6 @@ def by_image(fleet: Fleet, arrivals: Floats, backfill: int = 0, seed: int = 1) -
     edges = np.linspace(0.0, max(last, 1e-9), CELLS + 1)
     came, went = np.searchsorted(arrivals, edges, "right"), np.searchsorted(np.sort(hall.ends), edges, "right")
     left = backfill - np.searchsorted(np.array(hall.backfill_ends), edges, "right")
-    busy = hall.busy + (hall.device_busy if fleet.shared else 0.0)
     per_second = np.diff(came, prepend=0) / (edges[1] - edges[0])
     return Outcome(
         arrivals,
@@ -286,7 +286,8 @@ def by_image(fleet: Fleet, arrivals: Floats, backfill: int = 0, seed: int = 1) -
         left.astype(float),
         last,
         max(hall.backfill_ends, default=0.0),
-        busy,
+        hall.busy,
+        hall.device_busy,
         hall.redone,
     )
 

@@ -156,7 +156,10 @@ class Device:
 @dataclass(frozen=True)
 class Measured:
     """Of the logs of one run: its images, the seconds between the start of the first and the end of the last, the times
-    of the stages, and the processor seconds that they sum to (a batch counts once)."""
+    of the stages, and what they sum to (a batch counts once).
+
+    processor  the log tells processor times: decoding and encoding are those, and the sum is without the device
+    """
 
     images: int
     seconds: float
@@ -164,12 +167,13 @@ class Measured:
     encode: Times
     device: Device
     busy: float
+    processor: bool
 
 
 def read_logs(paths: Sequence[Path]) -> Measured:
     """Every image.done that was computed. Raises BadInput for a file without them, or that cannot be read."""
     decode, encode, batches = list[float](), list[float](), defaultdict[int, list[float]](list)
-    starts, ends = list[float](), list[float]()
+    starts, ends, processor = list[float](), list[float](), True
     for path in paths:
         before = len(decode)
         for number, keys in _events(path):
@@ -178,6 +182,10 @@ def read_logs(paths: Sequence[Path]) -> Measured:
                 continue  # a copy of an image that was computed costs the device nothing
             try:
                 values = [float(spent[stage]) / 1000 for stage in ("decode", "engine", "encode", "total")]
+                processor = processor and "processor" in spent
+                if processor:  # decode and encode also wait for a processor, and for locks
+                    share = float(spent["processor"]) / 1000 / max(values[0] + values[2], 1e-9)
+                    values[0], values[2] = values[0] * share, values[2] * share
                 wait = float(spent.get("wait", 0.0)) / 1000
                 size = int(keys.get("batch") or 1)
                 end = datetime.fromisoformat(keys["time"]).timestamp()
@@ -192,10 +200,12 @@ def read_logs(paths: Sequence[Path]) -> Measured:
             raise BadInput(f"{path}: no image.done with milliseconds of an engine; give a JSON log of rmbgd")
     if not any(decode) or not any(encode):
         raise BadInput(f"{paths[0]}: decoding and encoding took no time; give the log of a real run")
-    busy = sum(decode) + sum(encode) + sum(sum(times) / size for size, times in batches.items())
+    device_seconds = 0.0 if processor else sum(sum(times) / size for size, times in batches.items())
+    busy = sum(decode) + sum(encode) + device_seconds
     table = {size: Times.measured(times) for size, times in batches.items()}
     device = Device(table, max(table))
-    return Measured(len(decode), max(ends) - min(starts), Times.measured(decode), Times.measured(encode), device, busy)
+    seconds, stages = max(ends) - min(starts), (Times.measured(decode), Times.measured(encode))
+    return Measured(len(decode), seconds, *stages, device, busy, processor)
 
 
 def _events(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
