@@ -15,12 +15,10 @@ afterwards: a target that is met with them needs no spare.
 `validate` simulates real runs with measured stage times: workers on one machine, a network that computes nothing, all
 images announced at once (`python -m tools.fleet run`). Simulated over real images per processor second should be near
 1. What no stage measures (leases, the broker, the log, the network that computes nothing) is missing; --calibrate takes
-it from the first run, and the other runs then test it. Logs of older services have no processor times: their stage
-times are too long where threads wait for a processor. Take them, by --times, from a run of the same images by one
-worker with one thread for each stage on a machine that does nothing else; without, they are shortened to the
-processors' share, which is right only if nothing else ran.
-
-Exit status: 0, 1 when a target is out of reach, 2 for wrong options.
+it from the first run, in proportion to the stages, and the other runs then test it. Logs of older services have no
+processor times: their stage times are too long where threads wait for a processor. Take them, by --times, from a run of
+the same images by one worker with one thread for each stage on a machine that does nothing else; without, they are
+shortened to the processors' share, which is right only if nothing else ran.
 """
 
 from __future__ import annotations
@@ -239,8 +237,11 @@ def validate(options: argparse.Namespace) -> Report:
         quiet = calm is not None or times.processor or not times.busy
         share = 1.0 if quiet else min(1.0, options.processors * run.seconds / run.busy)
         if options.calibrate and not number:
-            missing = processor / run.images - times.busy * share / times.images
-            overhead, factor = max(0.0, missing), min(1.0, processor * times.images / (run.images * times.busy * share))
+            measured, real = times.busy * share / times.images, processor / run.images
+            if times.processor:  # in proportion: a machine that is slower for a while is slower at everything
+                factor = real / measured
+            else:
+                overhead, factor = max(0.0, real - measured), min(1.0, real / measured)
         share *= factor
         decode, encode = times.decode.scaled(share), times.encode.scaled(share)
         batches = {size: each.scaled(share) for size, each in times.device.batches.items()}
