@@ -224,8 +224,6 @@ class BucketRoot:
                 self._store.reachable(place)
         except OSError as error:
             return f"{error.filename} cannot be used now: {error.strerror}"
-        if not os.access(self.folder.input, os.W_OK):
-            return f"its spool cannot be written: {self.folder.input}"
         return ""
 
     def inputs(self) -> Iterator[Entry]:
@@ -275,9 +273,8 @@ class BucketRoot:
                 is_mine = self._is_of(here.record, fingerprint)
                 again = is_mine and here.record.get("job") != job.job_id
                 if is_mine and (story := self._whole(here)) is not None:
-                    self._remove(
-                        [(each.place, path) for each in seen if each is not here for path in self._paths(each)]
-                    )
+                    others = [each for each in seen if each is not here]
+                    self._remove([(each.place, path) for each in others for path in self._paths(each)])
                     return published_of(str(place), story), again
                 old += [(each.place, path) for each in seen for path in self._paths(each)]
                 try:
@@ -306,9 +303,8 @@ class BucketRoot:
         """Objects of what stands there; the first, which says what belongs to it, is the last."""
         if not standing.record:
             return []
-        listed = (
-            [path for path, *_ in files_of(self._story(standing) or {})] if standing.record.get("files") != 1 else []
-        )
+        story = self._story(standing) if standing.record.get("files") != 1 else None
+        listed = [path for path, *_ in files_of(story or {})]
         record = [names.sidecar_name(standing.name)] if standing.record.get("object") else []
         return [*listed[1:], *record, standing.name]
 
@@ -334,9 +330,8 @@ class BucketRoot:
             with open(path, "rb") as body:
                 self._put_beside(here.place, target.path, body, owner, file.sha256)
         if _has_object(files):
-            self._put_beside(
-                here.place, names.sidecar_name(here.name), record, owner, hashlib.sha256(record).hexdigest()
-            )
+            digest = hashlib.sha256(record).hexdigest()
+            self._put_beside(here.place, names.sidecar_name(here.name), record, owner, digest)
         file, target, path = of_set[0]
         over = None
         if self._store.has_conditions(here.place):

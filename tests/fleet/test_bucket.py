@@ -18,6 +18,7 @@ from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.fleet import bucket as module
 from rmbgd.fleet import objects
 from rmbgd.fleet.bucket import BucketRoot
+from rmbgd.fleet.inventory import Inventory
 from rmbgd.fleet.objects import ObjectStore, Place
 from rmbgd.fleet.root import RootAnswer
 from rmbgd.fleet.worker import make_spools
@@ -383,6 +384,18 @@ def test_what_was_looked_at_and_not_begun_is_forgotten(
         assert root.answer(f"{number}.jpg", "etag:0") is None
     bucket.publish(root, job, b"new")
     bucket.assert_only(b"new")
+
+
+def test_a_list_of_keys_alone_is_completed_by_looking_at_the_bucket(storage: Storage, tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="needs pyarrow (pip install 'rmbgd[parquet]')")
+    arrow = pytest.importorskip("pyarrow")
+    bucket = BucketUnderTest(storage, tmp_path)
+    bucket.drop(b"new")
+    parquet.write_table(arrow.table({"key": ["s/a.jpg", "gone.jpg"]}), tmp_path / "list.parquet")
+    inventory = Inventory(tmp_path / "list.parquet")
+    found = [(each.key, each.fingerprint) for each in inventory.entries(bucket.root(), lambda _: True)]
+    assert found == [(each.key, each.fingerprint) for each in bucket.root().inputs()]
+    assert inventory.left_out == 1
 
 
 # --- refusals
