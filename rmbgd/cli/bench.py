@@ -90,7 +90,7 @@ def settings(options: argparse.Namespace) -> tuple[Config, Recipe]:
         "service": {"models_directory": options.models_dir and options.models_dir.absolute()},
         "pipeline": {"batch_maximum": options.batch and options.batch[-1]},
     }
-    return overlay(options.config, options.recipe, set(Config.model_fields) - {"recipe", "folder"}, asked)
+    return overlay(options.config, options.recipe, set(Config.model_fields) - {"recipe", "folder", "bucket"}, asked)
 
 
 def run(options: argparse.Namespace) -> int:
