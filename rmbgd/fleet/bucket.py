@@ -100,7 +100,7 @@ class BucketRoot:
         try:
             etag = fingerprint.removeprefix(ETAG)
             found = self._store.download(self._input, key, etag, path, self._file_bytes)
-        except BaseException as error:
+        except BaseException as error:  # whatever ends it, half an input does not stay
             with contextlib.suppress(OSError):
                 os.unlink(path)
             if isinstance(error, OSError) and error.errno in NO_KEY:

@@ -87,7 +87,7 @@ class Network:
                 _remove(path.name)
         try:
             self._make()
-        except BaseException:
+        except BaseException:  # whatever ends it, no namespace stays
             self._remove_all()
             raise
         return self
