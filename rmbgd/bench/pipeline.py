@@ -20,7 +20,7 @@ from rmbgd.engine.devices import Devices, EngineContext, EngineFactory
 from rmbgd.errors import EngineLost
 from rmbgd.pipeline.pipeline import Pipeline
 from rmbgd.pipeline.queue import NoReceivers
-from rmbgd.service.oneshot import run_pipeline
+from rmbgd.service.open_pipeline import run_pipeline
 from rmbgd.store.records import Job
 
 IMAGES_MAXIMUM = 100_000

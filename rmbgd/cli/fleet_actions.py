@@ -14,16 +14,15 @@ from typing import Any
 from rich.table import Table
 
 from rmbgd.cli.table import print_table
-from rmbgd.config import load as configuration
 from rmbgd.config.load import Config
-from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.dead import retry_dead
 from rmbgd.fleet.root import Root
 from rmbgd.fleet.status import FleetStatus, look
 from rmbgd.fleet.streams import set_up
 from rmbgd.fleet.sweep import sweep
-from rmbgd.fleet.worker import open_roots
+from rmbgd.fleet.worker import fleet_config, open_roots, root_of
 from rmbgd.fleet.workers import end_drain, order_drain, read_workers
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import did_you_mean, duration, printable
@@ -45,9 +44,7 @@ class ConnectedFleet:
 @contextmanager
 def connected(path: Path) -> Iterator[ConnectedFleet]:
     """The fleet of a configuration. Raises ConfigError, and BrokerFault where there is no broker within seconds."""
-    config = configuration.load(path)
-    if config.source.kind != "jetstream":
-        raise ConfigError(f'{path}: source.kind: is "{config.source.kind}"; a fleet has kind = "jetstream"')
+    config = fleet_config(path)
     broker = Broker(config.source, "rmbgd command", lambda _: None)
     broker.start()
     try:
@@ -55,13 +52,6 @@ def connected(path: Path) -> Iterator[ConnectedFleet]:
         yield ConnectedFleet(config, broker, open_roots(config))
     finally:
         broker.close()
-
-
-def root_of(fleet: ConnectedFleet, name: str) -> Root:
-    if name not in fleet.roots:
-        hint = did_you_mean(name, fleet.roots) or f"there is {', '.join(sorted(fleet.roots))}"
-        raise RmbgdError(f"no root '{name}' in the configuration; {hint}")
-    return fleet.roots[name]
 
 
 def act(options: argparse.Namespace) -> int:
@@ -147,7 +137,7 @@ def _drain(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
 def _sweep(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
     names = options.root or list(fleet.roots)
     within = None if options.days is None else options.days * 86_400.0
-    for root in [root_of(fleet, name) for name in names]:
+    for root in [root_of(fleet.roots, name) for name in names]:
         try:
             swept = sweep(fleet.broker, root, younger_than=within)
         except OSError as error:
@@ -164,7 +154,7 @@ def _sweep(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
 
 
 def _retry_dead(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
-    roots = [root_of(fleet, name) for name in options.root or list(fleet.roots)]
+    roots = [root_of(fleet.roots, name) for name in options.root or list(fleet.roots)]
     retried, left = retry_dead(fleet.broker, roots)
     if options.json:
         print(to_json({"retried": retried, "left": left}))

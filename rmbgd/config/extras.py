@@ -16,6 +16,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "metrics": ("prometheus_client", "health.metrics_file"),
     "openvino": ("openvino", "u2netp on CPUs in half of the time"),
     "parquet": ("pyarrow", "backfill from a list in a Parquet file"),
+    "ray": ("ray", "a backfill on a Ray cluster"),
     "report": ("jinja2", "HTML reports"),
     "s3": ("botocore", "images in buckets"),
     "systemd": ("systemd.daemon", "systemd's own library; the service does without"),

@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import dataclass, replace
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rmbgd.errors import ConfigError, RmbgdError
@@ -26,6 +26,7 @@ from rmbgd.fleet.sweep import BATCH, publish
 WINDOW = 10_000  # images on the queue at once: at 265 bytes each the broker does not notice
 LOOK_EVERY = 1.0  # s between two questions how many are left there
 PATIENCE = 3  # looks in a row that find the queue empty and nothing new, until what is missing counts as missing
+NAMED = 1000  # missing images whose names are kept
 ROWS = 10_000  # of the manifest that are read, or written, at once
 
 
@@ -33,7 +34,10 @@ ROWS = 10_000  # of the manifest that are read, or written, at once
 class Completeness:
     """Of a backfill: images of the manifest, and what is known of them. `announced`: by this run.
 
+    queued    on the queue, or in the hands of actors
     left_out  rows of an inventory that name no image that is there; they are wanted, and missing
+    why       of missing images by their path, as far as it is known, and of not too many
+    trouble   why actors cannot work, the last time that one could not
     """
 
     wanted: int = 0
@@ -42,10 +46,16 @@ class Completeness:
     announced: int = 0
     queued: int = 0
     left_out: int = 0
+    why: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
 
     @property
     def missing(self) -> int:
         return self.wanted - self.done - self.failed
+
+    def miss(self, key: str, why: str) -> None:
+        if len(self.why) < NAMED:
+            self.why[key] = why
 
 
 class Manifest:
@@ -120,6 +130,32 @@ def in_part(key: str, part: str) -> bool:
     return sum(_stored(key)) % count == index - 1
 
 
+def check_same_place(source: Root, target: Root) -> None:
+    """Raises RmbgdError where a root does not read the folder of another."""
+    if source.place != target.place:
+        text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
+        raise RmbgdError(f"{text}: --out names a root with the same input")
+
+
+@contextmanager
+def listed(
+    source: Root, target: Root, manifest: Path, *, part: str, anew: bool, inventory: Inventory | None
+) -> Iterator[Manifest]:
+    """The list of the images of `source` that are to be processed as `target` says; made where it is not there yet.
+
+    Raises OSError, ConfigError, RmbgdError where the roots do not belong together.
+    """
+    check_same_place(source, target)
+    with closing(Manifest(manifest)) as images:
+        name = source.folder.name
+        if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:
+            if inventory is not None:
+                images.fill(name, part, inventory.entries(source, lambda key: in_part(key, part)), inventory)
+            else:
+                images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
+        yield images
+
+
 def backfill(
     broker: Broker,
     source: Root,
@@ -140,16 +176,7 @@ def backfill(
     `anew` lists the root again, or reads the inventory again, whose images count where there is one; `warn` hears of
     its rows that are none. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong together.
     """
-    if source.place != target.place:
-        text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
-        raise RmbgdError(f"{text}: --out names a root with the same input")
-    with closing(Manifest(manifest)) as images:
-        name = source.folder.name
-        if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:
-            if inventory is not None:
-                images.fill(name, part, inventory.entries(source, lambda key: in_part(key, part)), inventory)
-            else:
-                images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
+    with listed(source, target, manifest, part=part, anew=anew, inventory=inventory) as images:
         left_out, note = images.left_out()
         if note:
             warn(note)

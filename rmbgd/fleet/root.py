@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -17,11 +18,11 @@ import rmbgd
 from rmbgd import naming as names
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.errors import Reason
-from rmbgd.fleet.message import unusable
+from rmbgd.fleet.message import Announcement, unusable
 from rmbgd.fs import FileVersion
 from rmbgd.pipeline.produce import planned
 from rmbgd.publish.file_set import FileSet
-from rmbgd.store.records import FileName, Job, Published, PublishedFile, Target
+from rmbgd.store.records import FileName, Job, Leased, Published, PublishedFile, Target
 
 State = Literal["ready", "gone", "superseded", "refused"]
 """Of an input: as announced; not there; another version is; there, but nothing that a service reads."""
@@ -125,6 +126,14 @@ class Root(Protocol):
 
 
 # ---------------------------------------------------------------------------------------------------- records
+
+
+def job_of(announced: Announcement, found: RootInput, now: float, *, lease: str = "", attempt: int = 1) -> Job:
+    """`now`: monotonic seconds."""
+    assert found.version is not None
+    place = (announced.root, announced.key, found.path, found.version, attempt)
+    leased = Leased(lease, announced.fingerprint)
+    return Job(secrets.randbits(48), *place, now, now, claimed_by_rename=False, final=True, leased=leased)
 
 
 def fingerprint_of_job(job: Job) -> str:

@@ -8,7 +8,6 @@ alone. The queue is only told what the roots say: an image that has its answer t
 from __future__ import annotations
 
 import asyncio
-import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +34,7 @@ from rmbgd.fleet.lease import (
 )
 from rmbgd.fleet.message import Announcement
 from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, NotConnected, put_back
-from rmbgd.fleet.root import Root
+from rmbgd.fleet.root import Root, job_of
 from rmbgd.fleet.streams import unfit
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name
@@ -47,9 +46,10 @@ from rmbgd.intake.startup_recovery import Recovered
 from rmbgd.intake.watcher import FolderWatch
 from rmbgd.mounts import free_bytes, is_there
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
+from rmbgd.pipeline.pipeline import images_maximum
 from rmbgd.pipeline.queue import Sender
 from rmbgd.store.outbox import job_keys
-from rmbgd.store.records import Job, Leased
+from rmbgd.store.records import Job
 
 MOST_DOWNLOADS = 16  # images of buckets taken at once: all of them must be here before their leases end
 LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answers in milliseconds, but each waits
@@ -101,9 +101,7 @@ class LeaseSource(Inbox):
         self._reports = WorkerReports(broker, self._worker, self._report, self.drain)
         self._describe_service = describe
         self._reported = (clock.monotonic(), 0)  # when, and how many had ended; the loop's
-        places = config.pipeline
-        in_hands = places.decode_threads + 2 * places.batch_maximum + places.finish_threads
-        self._window = Window(3 * places.queue + in_hands, self._times)  # jobs, frames and arrivals wait in queues
+        self._window = Window(images_maximum(config.pipeline), self._times)
         self._space = DiskSpaceGuard(config, emit)
         self._lock = threading.Lock()
         self._held: dict[int, Held] = {}  # by job; guarded by _lock
@@ -315,11 +313,8 @@ class LeaseSource(Inbox):
 
     def _begin(self, todo: Todo, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         announced, found, now = todo.announced, todo.found, self._clock.monotonic()
-        assert found.version is not None
         self._unusable.pop(announced.root, None)
-        leased = Leased(todo.delivery.name, announced.fingerprint)
-        place = (announced.root, announced.key, found.path, found.version, todo.attempts.alone + 1)
-        job = Job(secrets.randbits(48), *place, now, now, claimed_by_rename=False, final=True, leased=leased)
+        job = job_of(announced, found, now, lease=todo.delivery.name, attempt=todo.attempts.alone + 1)
         held = Held(todo.delivery, announced, todo.attempts, LeaseProgress(now, LEASED, now), job)
         with self._lock:
             self._held[job.job_id] = held

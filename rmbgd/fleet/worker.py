@@ -6,10 +6,11 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Config
-from rmbgd.errors import ConfigError, explain
+from rmbgd.config.load import Config, load
+from rmbgd.errors import ConfigError, RmbgdError, explain
 from rmbgd.events import Emit
 from rmbgd.fleet.announcer import Announcer
 from rmbgd.fleet.broker import Broker
@@ -21,6 +22,7 @@ from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.pipeline import PipelineContext
 from rmbgd.publish.quarantine import Quarantine
+from rmbgd.wording import did_you_mean
 
 
 class ConnectionEvents:
@@ -110,6 +112,22 @@ def open_roots(config: Config) -> dict[str, Root]:
         for bucket, spool in zip(config.bucket, spools, strict=True):
             roots[bucket.name] = BucketRoot(bucket, spool, config.recipe_of(bucket), store, most)
     return roots
+
+
+def fleet_config(path: Path) -> Config:
+    """The configuration of a machine of a fleet. Raises ConfigError."""
+    config = load(path)
+    if config.source.kind != "jetstream":
+        raise ConfigError(f'{path}: source.kind: is "{config.source.kind}"; a fleet has kind = "jetstream"')
+    return config
+
+
+def root_of(roots: Mapping[str, Root], name: str) -> Root:
+    """Raises RmbgdError where none has that name."""
+    if name not in roots:
+        hint = did_you_mean(name, roots) or f"there is {', '.join(sorted(roots))}"
+        raise RmbgdError(f"no root '{name}' in the configuration; {hint}")
+    return roots[name]
 
 
 def make_spools(config: Config) -> None:

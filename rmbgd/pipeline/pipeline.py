@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 
-from rmbgd.config.load import Folder, Recipe
+from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
 from rmbgd.engine.supervisor import StartThread
 from rmbgd.engine.types import EngineDescription
@@ -31,7 +31,10 @@ FOLLOWERS_MAXIMUM = 64  # claimed images that may wait for an equal one; each ho
 
 @dataclass(frozen=True, slots=True)
 class PipelineContext:
-    """What a pipeline needs of the rest of the service."""
+    """What a pipeline needs of the rest of the service.
+
+    followers  images that may wait for an equal one; an image that waits may come back undone, see JobSource.give_back
+    """
 
     engine: EngineContext
     build_devices: EngineFactory
@@ -43,6 +46,12 @@ class PipelineContext:
     start_thread: StartThread
     on_ready: Callable[[EngineDescription], None]
     on_room: Callable[[], None]
+    followers: int = FOLLOWERS_MAXIMUM
+
+
+def images_maximum(settings: PipelineSettings) -> int:
+    """In a pipeline at once: jobs, frames and arrivals wait in queues, the rest is in the hands of threads."""
+    return 3 * settings.queue + settings.decode_threads + 2 * settings.batch_maximum + settings.finish_threads
 
 
 class Pipeline:
@@ -60,7 +69,7 @@ class Pipeline:
         self.jobs, self._waiting = queue(places, "jobs", context.engine.clock, context.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", context.engine.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", context.engine.clock)
-        self._in_flight = Deduplicator(followers_maximum=FOLLOWERS_MAXIMUM)
+        self._in_flight = Deduplicator(followers_maximum=context.followers)
         # What depends on the identity of the models: set by the thread "infer" when one is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 

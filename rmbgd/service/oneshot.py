@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from types import MappingProxyType
 from typing import Any
 
@@ -24,26 +23,18 @@ from rmbgd import naming as names
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.config.presets import Preset
-from rmbgd.engine.arena import Arena
-from rmbgd.engine.devices import EngineContext, EngineFactory
+from rmbgd.engine.devices import EngineFactory
 from rmbgd.engine.wiring import default_devices
 from rmbgd.errors import Reason, explain
 from rmbgd.events import EVENTS, Emit
-from rmbgd.fs import version_of
-from rmbgd.heartbeat import Heartbeats
-from rmbgd.imaging.pillow import configure_opencv, configure_pillow
-from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
+from rmbgd.pipeline.pipeline import Pipeline
 from rmbgd.pipeline.queue import NoReceivers
-from rmbgd.pipeline.storage_retry import StorageRetry
-from rmbgd.publish.publisher import Publisher
 from rmbgd.publish.sidecar import read_json
 from rmbgd.service.destination import InputImage, RunPlan, Summary
-from rmbgd.service.threads import ThreadFailure, ThreadGroup
-from rmbgd.store.ledger import Ledger
-from rmbgd.store.records import Candidate, Job
+from rmbgd.service.open_pipeline import ENDS, run_pipeline
+from rmbgd.store.records import Job
 
 NAME = "once"
-ENDS = ("image.done", "image.failed", "image.postponed")
 DOUBTED = {"reason": str(Reason.NEEDS_REVIEW), "stage": "finish"}  # there is no review folder
 STAGING = ".rmbgd-once-"  # folders in OUT that begin so hold what a run has not finished
 
@@ -256,76 +247,6 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
 def _instead(event: str, keys: Mapping[str, Any], **more: str) -> tuple[str, dict[str, Any]]:
     """Another event of the same image, with what it shares with the `keys` of the first."""
     return event, {key: keys[key] for key in EVENTS[event].keys if key in keys} | more
-
-
-class _NoFolder:
-    """No drop folder takes an image back: postponed is failed, and was counted as such."""
-
-    def moved(self, job: Job, stage: str) -> None: ...
-
-    def give_back(self, job: Job, why: str, detail: str) -> None: ...
-
-    def ended(self, job: Job) -> None: ...
-
-    def pause(self, reason: str) -> None: ...
-
-    def resume(self, reason: str) -> None: ...
-
-
-def run_pipeline(
-    config: Config,
-    emit: Emit,
-    factory: EngineFactory,
-    feed: Callable[[Pipeline, Callable[[Path, str], list[Job]]], None],
-) -> None:
-    """A pipeline for `config`'s folders, until everything that `feed` sends is through. Raises what broke.
-
-    `feed(pipeline, claim)` runs on a thread of its own and owns `pipeline.jobs`; `claim(root, path)` makes a file below
-    an input folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
-    """
-    configure_pillow(config.limits)
-    configure_opencv()
-    clock = SystemClock()
-    folders = {str(folder.input): folder.name for folder in config.folder}
-    ended: SimpleQueue[ThreadFailure] = SimpleQueue()
-    heartbeats = Heartbeats(clock)
-    with ExitStack() as stack:
-        ledger = Ledger(":memory:", clock)
-        stack.callback(ledger.close)
-        arena = Arena(config.pipeline.arena_bytes)
-        stack.callback(arena.close)
-        engine = EngineContext(config, arena, emit, clock, gives_up=True)
-        stack.callback(engine.abort)
-        storage_retry = StorageRetry(_NoFolder(), emit, clock)
-        storage_retry.release()  # no operator makes room on a full disk meanwhile: report it and go on
-        threads = ThreadGroup(ended.put)
-        pipeline = Pipeline(
-            PipelineContext(
-                engine=engine,
-                build_devices=factory,
-                ledger=ledger,
-                publisher=Publisher(config, ledger, clock, emit),
-                storage_retry=storage_retry,
-                source=_NoFolder(),
-                new_heartbeat=heartbeats.new,
-                start_thread=threads.start,
-                on_ready=lambda _: None,
-                on_room=lambda: None,
-            )
-        )
-
-        def claim(root: Path, path: str) -> list[Job]:
-            version, now = version_of(os.lstat(root / path)), clock.monotonic()
-            folder = folders[str(root)]
-            return ledger.claim([Candidate(folder, path, str(root), version, now, by_rename=False, final=True)])
-
-        pipeline.start()
-        threads.start("feed", lambda: feed(pipeline, claim))
-        pipeline.let_run()
-        while threads.join(0.2) and ended.empty():
-            pass
-        if not ended.empty():
-            raise ended.get().error
 
 
 def _feed(
