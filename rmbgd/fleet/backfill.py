@@ -130,13 +130,6 @@ def in_part(key: str, part: str) -> bool:
     return sum(_stored(key)) % count == index - 1
 
 
-def check_same_place(source: Root, target: Root) -> None:
-    """Raises RmbgdError where a root does not read the folder of another."""
-    if source.place != target.place:
-        text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
-        raise RmbgdError(f"{text}: --out names a root with the same input")
-
-
 @contextmanager
 def listed(
     source: Root, target: Root, manifest: Path, *, part: str, anew: bool, inventory: Inventory | None
@@ -145,7 +138,9 @@ def listed(
 
     Raises OSError, ConfigError, RmbgdError where the roots do not belong together.
     """
-    check_same_place(source, target)
+    if source.place != target.place:
+        text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
+        raise RmbgdError(f"{text}: --out names a root with the same input")
     with closing(Manifest(manifest)) as images:
         name = source.folder.name
         if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:

@@ -165,18 +165,15 @@ class OpenPipeline:
                 with suppress(InvalidStateError):
                     future.set_exception(broke)
 
-        self._stack = ExitStack()
-        run = self._stack.enter_context(_assembled(config, self._hear, factory, fail, ready.set_result, roots))
-        self._stack.callback(run.threads.join, STOP_PATIENCE)
-        self._jobs = self._stack.enter_context(run.pipeline.jobs)
-        self._rejections = self._stack.enter_context(run.pipeline.exit_stage())
-        run.pipeline.start()
-        run.pipeline.let_run()
-        try:
+        with ExitStack() as stack:
+            run = stack.enter_context(_assembled(config, self._hear, factory, fail, ready.set_result, roots))
+            stack.callback(run.threads.join, STOP_PATIENCE)
+            self._jobs = stack.enter_context(run.pipeline.jobs)
+            self._rejections = stack.enter_context(run.pipeline.exit_stage())
+            run.pipeline.start()
+            run.pipeline.let_run()
             self.device = ready.result().device
-        except BaseException:
-            self.close()
-            raise
+            self._stack = stack.pop_all()
 
     def process(self, what: Job | Rejection, patience: float) -> tuple[str, Mapping[str, Any]]:
         """The event that ends an image, one of ENDS, with its keys.

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from rmbgd import __version__
 from rmbgd.errors import RmbgdError, StorageFault
 from rmbgd.fleet.root import Entry
 from rmbgd.fleet.share import SharedRoot, fingerprint_of
+from rmbgd.service import root_worker
 from rmbgd.service.open_pipeline import ImageStuck
 from rmbgd.service.root_worker import RootAway, RootWorker
 from tests.support import audit
@@ -136,6 +138,15 @@ def test_a_share_that_does_not_answer_ends_the_batch(
 
 def test_an_engine_that_does_not_start_is_told(service: ServiceUnderTest) -> None:
     with pytest.raises(RmbgdError, match="no engine here"), worker(service, broken=True):
+        pass
+
+
+def test_a_host_whose_images_would_wait_for_a_gpu_says_so(
+    service: ServiceUnderTest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = SimpleNamespace(device="none", close=lambda: None)
+    monkeypatch.setattr(root_worker, "OpenPipeline", lambda *_: waiting)
+    with pytest.raises(RmbgdError, match=r"no GPU is usable here, and health\.require_gpu"), worker(service):
         pass
 
 
