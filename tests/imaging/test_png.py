@@ -8,12 +8,14 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from isal import isal_zlib
 from PIL import Image
 
 from rmbgd.config.load import LimitSettings
@@ -240,6 +242,27 @@ def test_images_of_many_bands_are_seamless(kind: str, height: int, width: int) -
     assert np.array_equal(by_pillow(data), pixels)
     if max(height, width) < 1 << 17:  # libpng's own limit in OpenCV
         assert np.array_equal(by_opencv(data), pixels)
+
+
+@pytest.mark.parametrize("level", range(4))
+@pytest.mark.parametrize("length", [20, 288, 289, 305, 900])
+def test_equal_parts_give_equal_bytes_wherever_the_compressor_lies(
+    level: int, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bytes from the third on equal the address of the compressor, and come again: see png.deflate."""
+    compressors = [isal_zlib.compressobj(level, zlib.DEFLATED, 15, 9) for _ in range(12)]
+    addresses = [id(compressor) >> 16 for compressor in compressors]
+    assert len({*addresses}) > 6
+    for one, other, address in zip(compressors[:6], compressors[6:], addresses, strict=False):
+        seen = struct.pack("<I", address & 0xFFFFFFFF) + b"seen"
+        text = bytes(np.random.default_rng(address).integers(97, 113, length, np.uint8))
+        data = (b"\2\7" + seen + text[14 : length // 2] + seen + text)[:length]
+        results = []
+        for compressor in (one, other):
+            monkeypatch.setattr(png_module, "_backend", SimpleNamespace(compressobj=lambda *_, it=compressor: it))
+            results.append(b"".join(png_module.deflate([data], level)))
+        assert zlib.decompress(results[0]) == data
+        assert results[0] == results[1]
 
 
 def test_standard_zlib_is_used_where_isal_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
