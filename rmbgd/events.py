@@ -110,6 +110,7 @@ EVENTS: dict[str, EventKind] = {
     "source.connected": EventKind("info", "The broker is connected, and images are leased from it.", {"servers": "as configured", "server_version": "of nats-server", "seconds?": "without"}),
     "source.lost": EventKind("error", "The broker cannot be reached, or does not accept this machine. Images in work are finished, and it is tried again.", {"servers": "as configured", "kind": "unreachable, denied, unfit", "detail": "what exactly, and what to do"}),
     "source.unusable": EventKind("warning", "The broker is there, and lacks something; or images of a root cannot be processed here as they are wanted. They stay in the queue, for machines that can. Reported once for each cause.", {"folder?": "name of the root", "detail": "what exactly, and what to do"}),
+    "source.clock": EventKind("warning", "The clock of this host and that of the broker differ. No image is lost by it; times in logs are wrong by so much.", {"seconds": "between them", "detail": "which is ahead, and what to do"}),
     "source.drained": EventKind("info", "An administrator drains this host: images in work are finished, nothing more is leased.", {"worker": "host and process"}),
     "source.undrained": EventKind("info", "This host leases images again.", {"worker": "host and process"}),
     "image.announced": EventKind(

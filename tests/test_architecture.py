@@ -155,7 +155,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "": (1840, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3970, 30),
+    "cli": (3990, 30),
     "deliver": (1830, 12),
     "config": (1850, 7),
     "doctor": (860, 5),
@@ -172,9 +172,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "store": (2250, 13),
     "telemetry": (900, 6),
     "testing": (705, 6),
-    "fleet": (4290, 25),
+    "fleet": (4610, 26),
 }
-MODULES, LINES, TEST_LINES = 278, 46_300, 45_700
+MODULES, LINES, TEST_LINES = 279, 46_650, 46_100
 FILE_LINES, SETTINGS_LINES = 500, 710
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -33,7 +33,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmbgd.fleet.message import HOT, Announcement
+from rmbgd.fleet.message import BULK, HOT, Announcement
 from tests.support.audit import SET_OF_THREE
 from tests.support.fleet import DOUBTED, ROOT, FleetUnderTest
 from tests.support.images import sample_image
@@ -100,7 +100,7 @@ def campaign(base: Path, options: argparse.Namespace) -> dict[str, object]:
         fleet.start()
         began = next_kill = time.monotonic()
         sent = 0
-        while sent < options.images or sum(fleet.queued()[:2]):
+        while sent < options.images or fleet.stored(HOT, BULK):
             if sent < options.images and fleet.queued()[0] < 2 * BATCH:
                 some = range(sent, min(sent + BATCH, options.images))
                 fleet.announce(_write(fleet, some))
@@ -245,7 +245,7 @@ def run(base: Path, options: argparse.Namespace) -> dict[str, object]:
         used, began = sum(map(_seconds, pids)), time.monotonic()
         for start in range(0, len(announced), BATCH):
             fleet.announce(announced[start : start + BATCH])
-        fleet.wait(lambda: sum(fleet.queued()[:2]) == 0, "the last image", timeout=SETTLE)
+        fleet.wait(lambda: fleet.stored(HOT, BULK) == 0, "the last image", timeout=SETTLE)
         seconds, spent = time.monotonic() - began, sum(map(_seconds, pids)) - used
         logs = [options.logs / f"worker-{number}.jsonl" for number in range(options.workers)]
         for worker, log in zip(fleet.workers, logs, strict=True):

@@ -139,12 +139,10 @@ def _on_ray(options: argparse.Namespace, tell: Callable[[Any], None]) -> Any:
     given, inventory = options.manifest, _inventory(options.manifest)
     manifest = given if given and not inventory else _place(config.service.state_directory, options.root, part)
     with (
-        listed(source, target, manifest, part=part, anew=options.relist, inventory=inventory) as images,
+        listed(source, target, manifest, part=part, anew=options.relist, inventory=inventory, warn=_warn) as images,
         redirect_stdout(sys.stderr),  # Ray prints what its scheduler and its actors say
     ):
-        left_out, note = images.left_out()
-        if note:
-            _warn(note)
+        left_out = images.left_out()[0]
         progress = Completeness(wanted=images.count() + left_out, left_out=left_out)
         backfill(
             options.config,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import getpass
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from rich.table import Table
 
 from rmbgd.cli.table import print_table
 from rmbgd.config.load import Config
-from rmbgd.errors import Exit, RmbgdError
+from rmbgd.errors import Exit, RmbgdError, explain
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.dead import retry_dead
 from rmbgd.fleet.root import Root
@@ -107,6 +108,9 @@ def _print_status(status: FleetStatus) -> None:
             cells = (each.get("host"), each.get("pid"), each.get("device"), state, each.get("rate"), each.get("leases"))
             table.add_row(*(printable(str(cell)) for cell in (*cells, each.get("version"), seen)))
         print_table(table)
+        for each in status.workers:
+            for root, why in (each.get("trouble") or {}).items():
+                print(printable(f"{each.get('host')} {each.get('pid')}: {f'root {root!r}: ' if root else ''}{why}"))
     print()
     table = Table("ROOT", "QUEUE", "WAITING", "LEASED", "REDELIVERED", "LAG", box=None, pad_edge=False)
     for queue in status.queues:
@@ -137,11 +141,16 @@ def _drain(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
 def _sweep(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
     names = options.root or list(fleet.roots)
     within = None if options.days is None else options.days * 86_400.0
+    failed = False
     for root in [root_of(fleet.roots, name) for name in names]:
         try:
             swept = sweep(fleet.broker, root, younger_than=within)
-        except OSError as error:
-            raise RmbgdError(f"root '{root.folder.name}': {error.strerror}: {error.filename}") from error
+        except (OSError, RmbgdError) as error:  # the others can be swept
+            text = str(error) if isinstance(error, RmbgdError) else f"root '{root.folder.name}': {explain(error)}"
+            print(f"rmbgd fleet: {printable(text)}", file=sys.stderr)
+            failed = True
+            continue
+        failed |= bool(swept.unknown)
         told: dict[str, Any] = {"root": root.folder.name, **asdict(swept)}
         if options.json:
             print(to_json(told))
@@ -149,8 +158,14 @@ def _sweep(fleet: ConnectedFleet, options: argparse.Namespace) -> int:
             print(printable(f"{root.folder.name}: {swept.waiting} images wait in the queue; swept when fewer do"))
         else:
             counts = f"{swept.seen} images, {swept.announced} without a result announced"
-            print(printable(f"{root.folder.name}: {counts}, {swept.temporaries} old temporaries removed"))
-    return Exit.OK
+            more = {
+                "left for the next sweep or a backfill": swept.left,
+                "with a record that cannot be read": swept.unknown,
+            }
+            more |= {"folders that cannot be read": swept.unread, "old temporaries removed": swept.temporaries}
+            told_too = [f"{count} {what}" for what, count in more.items() if count or what == "old temporaries removed"]
+            print(printable(f"{root.folder.name}: {', '.join([counts, *told_too])}"))
+    return Exit.FAILED if failed else Exit.OK
 
 
 def _retry_dead(fleet: ConnectedFleet, options: argparse.Namespace) -> int:

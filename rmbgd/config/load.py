@@ -150,6 +150,12 @@ class Config(Settings):
             if folder.originals != "keep":
                 text = 'a root of a fleet keeps its originals, as several machines read them; write "keep"'
                 yield [("folder", number, "originals"), ("source", "kind")], f'is "{folder.originals}": {text}'
+        refusals: dict[str, Location] = {}
+        for table, root in self._roots():
+            mine, failed = (*table, "failed"), str(root.failed).rstrip("/")
+            if (other := refusals.setdefault(failed, mine)) != mine:
+                text = "rejected by both, an image would lose what one of them said"
+                yield [mine, other], f"{failed} is another root's, too: {text}; give each its own"
         for name in {root.recipe for _, root in self._roots()}:
             for place, each in enumerate(self.recipe[name].deliver if name in self.recipe else ()):
                 fields = names.fields_of(each.path)

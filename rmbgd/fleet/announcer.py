@@ -13,18 +13,21 @@ from functools import partial
 from rmbgd.clock import backoff
 from rmbgd.engine.types import EngineDescription
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.message import HOT, Announcement
+from rmbgd.fleet.message import Announcement, queue_for
 from rmbgd.fleet.pulls import BrokerFault, NotConnected
 from rmbgd.fleet.share import fingerprint_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import Arrival, Postponed, Rejection
 from rmbgd.pipeline.pipeline import PipelineContext
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
+from rmbgd.pipeline.storage_retry import Released
+from rmbgd.publish.publisher import SourceChanged
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Job, Leased
 
 BATCH = 64  # names that are published before their answers are waited for
 RETRY_FIRST = 0.25  # s
+FAILURES_TOLD = 5  # in a row, without an answer
 
 
 class Announcer:
@@ -94,7 +97,7 @@ class Announcer:
             fault = left[0][1]
             failures += 1
             self._hold(jobs)
-            tells_itself = isinstance(fault, NotConnected) or fault.kind == "unreachable"
+            tells_itself = isinstance(fault, NotConnected) or (fault.kind == "unreachable" and failures < FAILURES_TOLD)
             if not tells_itself and fault.detail != said:
                 said = fault.detail
                 self._emit("source.unusable", detail=f"images cannot be announced: {said}")
@@ -106,7 +109,8 @@ class Announcer:
 
     def _message(self, job: Job) -> tuple[str, bytes, str]:
         announced = self._announcement(job)
-        return announced.subject(HOT), announced.encode(), announced.identity
+        age = self._clock.wall().timestamp() - job.version.ctime_ns / 1e9
+        return announced.subject(queue_for(age)), announced.encode(), announced.identity
 
     def _announcement(self, job: Job) -> Announcement:
         return Announcement(job.folder, job.relative_path, fingerprint_of(job.version), self._recipes[job.folder])
@@ -114,9 +118,14 @@ class Announcer:
     def _announced(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
         if not jobs:
             return
-        self._storage_retry.retry_until_writable(
-            lambda: self._ledger.announced([job.job_id for job in jobs]), jobs[0].folder, heartbeat
-        )
+        try:
+            self._storage_retry.retry_until_writable(
+                lambda: self._ledger.announced([job.job_id for job in jobs]), jobs[0].folder, heartbeat
+            )
+        except Released as released:  # announced once more by the next run
+            for job in jobs:
+                self._source.give_back(job, "stopping", f"held back by the disk: {released}")
+            return
         now = self._clock.monotonic()
         for job in jobs:
             keys = {key: value for key, value in job_keys(job).items() if key != "attempt"}
@@ -153,7 +162,14 @@ class Announcer:
             self._context.publisher.refuse(job, outcome)
             self._ledger.original_moved(job.job_id)
 
-        self._storage_retry.retry_until_writable(record, job.folder, heartbeat)
+        try:
+            self._storage_retry.retry_until_writable(record, job.folder, heartbeat)
+        except Released as released:
+            self._source.give_back(job, "stopping", f"held back by the disk: {released}")
+            return
+        except SourceChanged as changed:
+            self._source.give_back(job, changed.why, changed.detail)
+            return
         self._ledger.outbox.deliver(outcome, self._emit)
         self._source.ended(job)
 

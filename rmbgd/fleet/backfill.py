@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmbgd.errors import ConfigError, RmbgdError
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.compare import answered
+from rmbgd.fleet.compare import UNKNOWN, answered
 from rmbgd.fleet.inventory import Inventory
 from rmbgd.fleet.message import BULK, unusable
 from rmbgd.fleet.pulls import BrokerFault
@@ -112,7 +112,7 @@ class Manifest:
             query = "SELECT key, fingerprint FROM image WHERE key > ? ORDER BY key LIMIT ?"
             rows = self._db.execute(query, (last, ROWS)).fetchall()
             for key, fingerprint in rows:
-                yield Entry(key.decode("utf-8", "surrogateescape"), str(fingerprint), 0.0)
+                yield Entry(key.decode("utf-8", "surrogateescape"), str(fingerprint))
             if len(rows) < ROWS:
                 return
             last = rows[-1][0]
@@ -132,22 +132,38 @@ def in_part(key: str, part: str) -> bool:
 
 @contextmanager
 def listed(
-    source: Root, target: Root, manifest: Path, *, part: str, anew: bool, inventory: Inventory | None
+    source: Root,
+    target: Root,
+    manifest: Path,
+    *,
+    part: str,
+    anew: bool,
+    inventory: Inventory | None,
+    warn: Callable[[str], None],
 ) -> Iterator[Manifest]:
     """The list of the images of `source` that are to be processed as `target` says; made where it is not there yet.
 
-    Raises OSError, ConfigError, RmbgdError where the roots do not belong together.
+    `warn` hears of rows of the inventory that are no images, and of folders that cannot be read.
+    Raises OSError, ConfigError, RmbgdError where the roots do not belong together, or are not there.
     """
     if source.place != target.place:
         text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
         raise RmbgdError(f"{text}: --out names a root with the same input")
+    for root in (source, target):
+        if trouble := root.trouble():
+            raise RmbgdError(f"root '{root.folder.name}': {trouble}")
     with closing(Manifest(manifest)) as images:
         name = source.folder.name
         if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:
             if inventory is not None:
                 images.fill(name, part, inventory.entries(source, lambda key: in_part(key, part)), inventory)
             else:
-                images.fill(name, part, (entry for entry in source.inputs() if in_part(entry.key, part)))
+                unread: list[str] = []
+                images.fill(name, part, (entry for entry in source.inputs(unread) if in_part(entry.key, part)))
+                if unread:
+                    warn(f"folders that cannot be read are left out ({len(unread)}, such as '{unread[0]}'): --relist")
+        if note := images.left_out()[1]:
+            warn(note)
         yield images
 
 
@@ -168,13 +184,11 @@ def backfill(
     """Have every image of `source` processed as `target` says, which reads the same folder; answers the completeness.
 
     Ends when all have an answer, or the queue is empty and some still have none. Run it again after it was killed.
-    `anew` lists the root again, or reads the inventory again, whose images count where there is one; `warn` hears of
-    its rows that are none. Raises OSError, BrokerFault, ConfigError, RmbgdError where the roots do not belong together.
+    `anew` lists the root again, or reads the inventory again, whose images count where there is one. Raises what
+    `listed` does, and BrokerFault.
     """
-    with listed(source, target, manifest, part=part, anew=anew, inventory=inventory) as images:
-        left_out, note = images.left_out()
-        if note:
-            warn(note)
+    with listed(source, target, manifest, part=part, anew=anew, inventory=inventory, warn=warn) as images:
+        left_out = images.left_out()[0]
         feeder = _Feeder(broker, target, images, window, retry_failed, tell)
         ended = feeder.run()
         return replace(ended, wanted=ended.wanted + left_out, left_out=left_out)
@@ -207,10 +221,10 @@ class _Feeder:
         progress, batch = self.progress, []
         progress.done = progress.failed = 0
         for entry, kind in answered(self._root, filter(lambda each: not unusable(each.key), self._images.entries())):
-            again = kind == "failed" and self._retry_failed and self._root.forget_refusal(entry.key)
+            retried = kind == "failed" and self._retry_failed and self._root.forget_refusal(entry.key)
             progress.done += kind == "done"
-            progress.failed += kind == "failed" and not again
-            if kind and not again:
+            progress.failed += kind == "failed" and not retried
+            if kind and not retried:
                 continue
             batch.append(entry)
             if len(batch) >= min(BATCH, self._window):
@@ -263,6 +277,22 @@ class _Feeder:
 
     def _count(self) -> None:
         progress = self.progress
-        kinds = [kind for _, kind in answered(self._root, self._images.entries())]
-        progress.done, progress.failed = kinds.count("done"), kinds.count("failed")
+        progress.done = progress.failed = 0
+        progress.why.clear()
+        for entry, kind in answered(self._root, self._images.entries()):
+            progress.done += kind == "done"
+            progress.failed += kind == "failed"
+            if kind in ("", UNKNOWN):
+                progress.miss(entry.key, self._why_missing(entry, kind))
         self._tell(progress)
+
+    def _why_missing(self, entry: Entry, kind: str) -> str:
+        if len(self.progress.why) >= NAMED:  # nobody reads it
+            return ""
+        try:
+            now = entry.fingerprint if kind == UNKNOWN else self._root.fingerprint(entry.key)
+        except OSError as error:
+            return str(error)
+        if now == entry.fingerprint:
+            return "its record cannot be read" if kind == UNKNOWN else "no result yet"
+        return "it is gone; --relist" if now is None else "another version is there now; --relist"

@@ -33,6 +33,7 @@ ANSWER_TIMEOUT = 10.0  # s for one question, which may wait for a disk
 FLUSH_TIMEOUT = 86_400  # s; longer than a connection that does not answer is kept
 AT_ONCE = 64  # messages that are published before the first of them is answered
 FULL = 10077  # error code of the server: the stream has as many messages as it may
+LOST_CHECK = 1.0  # s
 RETRY_FIRST, RETRY_MAXIMUM = 0.25, 5.0  # s between two tries to connect
 
 
@@ -141,7 +142,10 @@ class Broker:
                 self.connections += 1
                 self._connected.set()
                 self._on_change(None)
-                await closed.wait()
+                while not client.is_closed:  # a reset may end it without a word (nats-py 2.16)
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(closed.wait(), LOST_CHECK)
+                        break
                 self._end_flushes()
                 self._client = None
                 self._connected.clear()
@@ -274,7 +278,10 @@ class Broker:
             self._pulls = Pulls(client)
             await self._pulls.begin()
         with self._faults():
-            return await self._pulls.lease(places, count, wait)
+            leased = await self._pulls.lease(places, count, wait)
+            if not leased and self._denied:  # a request that is not allowed has no answer
+                raise TimeoutError
+            return leased
 
     def arrived(self) -> list[Delivery]:
         """What earlier questions brought after they had been answered: it is leased, and ours. Raises BrokerFault."""

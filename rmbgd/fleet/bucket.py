@@ -114,17 +114,21 @@ class BucketRoot:
         return RootInput("ready", path, version_of(os.lstat(path)))
 
     def _unread(self, key: str, why: str) -> RootInput:
-        """To be refused, by an empty file in its place."""
-        path = os.path.join(self.folder.input, secrets.token_hex(8))
-        Path(path).touch()
-        version = version_of(os.lstat(path))
         if why == "archived":
             text = "it is in an archive of the storage, which must restore it before it can be read"
-            return RootInput("refused", path, version, text)
+            return self.refusable(key, text, Reason.NOT_REGULAR)
         found = self._store.head(self._input, key)
         size = found.size if found is not None else 0
         text = f"{size} bytes; at most {self._file_bytes} are allowed"
-        return RootInput("refused", path, replace(version, size=size), text, Reason.TOO_MANY_BYTES)
+        unread = self.refusable(key, text, Reason.TOO_MANY_BYTES)
+        assert unread.version is not None
+        return replace(unread, version=replace(unread.version, size=size))
+
+    def refusable(self, key: str, why: str, reason: Reason) -> RootInput:  # noqa: ARG002
+        """By an empty file in its place."""
+        path = os.path.join(self.folder.input, secrets.token_hex(8))
+        Path(path).touch()
+        return RootInput("refused", path, version_of(os.lstat(path)), why, reason)
 
     def fingerprint(self, key: str) -> str | None:
         found = self._store.head(self._input, key)
@@ -226,12 +230,13 @@ class BucketRoot:
             return f"{error.filename} cannot be used now: {error.strerror}"
         return ""
 
-    def inputs(self) -> Iterator[Entry]:
+    def inputs(self, unread: list[str] | None = None) -> Iterator[Entry]:  # noqa: ARG002
         """In the order of the keys."""
         ignored, now = Ignored(self.folder.ignore), datetime.now(UTC)
         for each in self._store.list_all(self._input):
             if not unusable(each.key) and not ignored.path(each.key) and (self.folder.recursive or "/" not in each.key):
-                yield Entry(each.key, ETAG + each.etag, (now - each.modified).total_seconds())
+                age = (now - each.modified).total_seconds()
+                yield Entry(each.key, ETAG + each.etag, age, age)
 
     def remove_leftovers(self) -> int:
         """Refusals of versions that were replaced since."""
@@ -259,8 +264,11 @@ class BucketRoot:
             files.seal()
             with self._lock:
                 seen = self._seen.pop((key, fingerprint), None)
-            if seen is None or not self._store.has_conditions(place) or len(files.described) > 1:
+            # The condition of a PUT guards one object: not a set, nor what another place has of the image.
+            alone = len(files.described) == 1 and self._store.has_conditions(place)
+            if seen is None or not alone or len(self._results) > 1:
                 self._check_unchanged(job)
+            if not alone:
                 seen = None
             old: list[tuple[Place, str]] = []
             for _ in range(TRIES):
@@ -286,7 +294,9 @@ class BucketRoot:
                     variants, seen = VARIANTS[1:], None
                     continue
                 if stored:
-                    self._remove([each for each in old if each not in self._paths_now(files, here)])
+                    if rest := [each for each in old if each not in self._paths_now(files, here)]:
+                        self._check_unchanged(job)  # or a newer version has it
+                        self._remove(rest)
                     return files.announced(self._targets(files, here)), again
                 seen = None  # somebody was quicker
                 self._check_unchanged(job)
@@ -343,12 +353,16 @@ class BucketRoot:
     def _put_beside(self, place: Place, path: str, body: bytes | IO[bytes], owner: str, sha256: str) -> None:
         """Raises FileExistsError where an object of somebody else stands."""
         metadata = {OWNER: owner, DIGEST: sha256}
-        facts = self._store.head(place, path)
-        if facts is not None and facts.metadata.get(OWNER) != owner:
-            raise FileExistsError(errno.EEXIST, "an object of somebody else", f"{place}/{path}")
-        over = None if facts is not None or not self._store.has_conditions(place) else ""
-        if not self._store.put(place, path, body, sha256=sha256, metadata=metadata, over=over):
-            raise FileExistsError(errno.EEXIST, "an object of somebody else", f"{place}/{path}")
+        for _ in range(2):  # another worker may put the same image there between look and PUT
+            facts = self._store.head(place, path)
+            if facts is not None and facts.metadata.get(OWNER) != owner:
+                break
+            over = None if facts is not None or not self._store.has_conditions(place) else ""
+            if not isinstance(body, bytes):
+                body.seek(0)
+            if self._store.put(place, path, body, sha256=sha256, metadata=metadata, over=over):
+                return
+        raise FileExistsError(errno.EEXIST, "an object of somebody else", f"{place}/{path}")
 
     def _brief(self, job: Job, record: bytes, files: FileSet) -> str:
         """The record as metadata; of a set, what finds and proves its object."""
@@ -364,6 +378,7 @@ class BucketRoot:
     def refuse(self, job: Job, story: Mapping[str, object]) -> None:
         record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
         with storage_faults(str(self._failed)):
+            self._check_unchanged(job)  # a newer version may have its result
             self._store.put(self._failed, self._reason_name(job.relative_path), to_bytes(record))
 
     def _reason_name(self, key: str) -> str:

@@ -12,11 +12,19 @@ LOOKS_AT_ONCE = 16  # a share answers in milliseconds, and the next look need no
 LOOKED_AT = 1024
 
 
+UNKNOWN = "unknown"  # of an image whose record cannot be read, while its root can
+
+
 def answered(root: Root, entries: Iterable[Entry]) -> Iterator[tuple[Entry, str]]:
-    """Each with "done", "failed", or "" where this version has no answer. Raises OSError."""
+    """Each with "done", "failed", "" where this version has no answer, or UNKNOWN. Raises OSError."""
 
     def look(entry: Entry) -> tuple[Entry, str]:
-        found = root.answer(entry.key, entry.fingerprint)
+        try:
+            found = root.answer(entry.key, entry.fingerprint)
+        except OSError:
+            if root.trouble():
+                raise
+            return entry, UNKNOWN
         return entry, "" if found is None else found.kind
 
     left = iter(entries)

@@ -10,14 +10,13 @@ from typing import Any
 
 from rmbgd.errors import ConfigError, RmbgdError, explain, missing_extra
 from rmbgd.fleet.compare import LOOKS_AT_ONCE
-from rmbgd.fleet.message import unusable
+from rmbgd.fleet.message import is_fingerprint, unusable
 from rmbgd.fleet.root import Entry, Root
 from rmbgd.fleet.share import fingerprint_of
 
 SUFFIX = ".parquet"
 ROWS = 10_000  # of the file in memory at once
 BUFFER = 1 << 20  # bytes of a column that are read at once; without, a row group is read as a whole
-FINGERPRINT_MAXIMUM = 200  # characters: with the longest path it fits into a message
 VERSIONS = (("fingerprint",), ("etag",), ("size", "mtime_ns"))  # columns that tell a version; the first there counts
 
 
@@ -93,14 +92,26 @@ class Inventory:
                         usable.append((number, key, version))
                 row += len(keys)
                 if len(self._columns) > 1:
-                    yield from (Entry(key, version, 0.0) for _, key, version in usable)
+                    yield from (Entry(key, version) for _, key, version in usable)
                     continue
-                found = pool.map(root.fingerprint, [key for _, key, _ in usable])
+
+                def look(key: str) -> str | None:
+                    try:
+                        return root.fingerprint(key)
+                    except OSError:
+                        if root.trouble():
+                            raise
+                        return None
+
+                found = pool.map(look, [key for _, key, _ in usable])
                 for (number, key, _), version in zip(usable, found, strict=True):
                     if version is None:
-                        self._leave_out("of files that are not there; --relist looks again", f"row {number}, '{key}'")
+                        self._leave_out(
+                            "of files that are not there, or cannot be read; --relist looks again",
+                            f"row {number}, '{key}'",
+                        )
                     else:
-                        yield Entry(key, version, 0.0)
+                        yield Entry(key, version)
 
     def repeated(self, count: int) -> None:
         """So many rows repeat a key; the last of each counts."""
@@ -140,7 +151,7 @@ class Inventory:
 
 
 def _fingerprint(text: str | None) -> str | None:
-    return text if text and len(text) <= FINGERPRINT_MAXIMUM and text.isprintable() else None
+    return text if text and is_fingerprint(text) else None
 
 
 def _etag(text: str | None) -> str | None:

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from rmbgd.errors import RmbgdError
 
 BYTES_MAXIMUM = 32 << 10  # of one message; a path has at most 4096 bytes, and each may take six in JSON
+FINGERPRINT_MAXIMUM = 200  # characters: with the longest path it fits into a message
+LATELY = 86_400.0  # s; what came into its root longer ago waits behind what comes now
 VERSION = 1
 
 HOT, BULK, DEAD = "RMBGD_HOT", "RMBGD_BULK", "RMBGD_DEAD"
@@ -68,7 +70,18 @@ def decode(data: bytes) -> Announcement:
     announced = Announcement(*map(str, texts))
     if why := unusable(announced.key):
         raise BadMessage(f"key {announced.key!r}: {why}")
+    if not is_fingerprint(announced.fingerprint):
+        raise BadMessage(f"fingerprint {announced.fingerprint[:FINGERPRINT_MAXIMUM]!r}: it is none")
     return announced
+
+
+def queue_for(age: float) -> str:
+    """The stream for what came into its root so many seconds ago."""
+    return HOT if age < LATELY else BULK
+
+
+def is_fingerprint(text: str) -> bool:
+    return 0 < len(text) <= FINGERPRINT_MAXIMUM and text.isprintable()
 
 
 def unusable(key: str) -> str:

@@ -30,11 +30,16 @@ State = Literal["ready", "gone", "superseded", "refused"]
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One input: its path below the root, and which version stands there, changed `age` seconds ago."""
+    """One input: its path below the root, and which version stands there.
+
+    age        seconds since it came there
+    unchanged  since it was written, as its own time says
+    """
 
     key: str
     fingerprint: str
-    age: float
+    age: float = 0.0
+    unchanged: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,8 +121,15 @@ class Root(Protocol):
         """So that it is tried again; False when there was none."""
         ...
 
-    def inputs(self) -> Iterator[Entry]:
-        """Every image that is no upload's companion; what cannot be read is left out, unless it is the whole root."""
+    def inputs(self, unread: list[str] | None = None) -> Iterator[Entry]:
+        """Every image that is no upload's companion. Folders that cannot be read are left out, and put into `unread`.
+
+        Raises OSError where it is the whole root.
+        """
+        ...
+
+    def refusable(self, key: str, why: str, reason: Reason) -> RootInput:
+        """An input that cannot be read, to be refused for that reason. Raises OSError."""
         ...
 
     def remove_leftovers(self) -> int:

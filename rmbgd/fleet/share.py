@@ -36,7 +36,7 @@ from rmbgd.fleet.root import (
 from rmbgd.fs import FileSystem, FileVersion, SystemFileSystem, storage_faults, version_of
 from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.scanner import scan
-from rmbgd.mounts import is_there
+from rmbgd.mounts import is_mounted, is_there
 from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
 from rmbgd.publish.publisher import SourceChanged
 from rmbgd.publish.sidecar import read_json
@@ -96,10 +96,17 @@ class SharedRoot:
         self.folder, self.recipe, self._fs = folder, recipe, fs or ShareFileSystem()
         self.place = str(folder.input)
         self._mode = int(recipe.file_mode, 8)
+        self._device: int | None = None  # of the last image that was there
 
     # ------------------------------------------------------------------------------------------------ what stands
 
     def source(self, key: str, fingerprint: str) -> RootInput:
+        found = self._state(key, fingerprint)
+        if found.state == "ready" and not os.access(found.path, os.R_OK):
+            raise PermissionError(errno.EACCES, "this user may not read it", found.path)
+        return found
+
+    def _state(self, key: str, fingerprint: str) -> RootInput:
         root = str(self.folder.input)
         path = os.path.join(root, key)
         try:
@@ -107,16 +114,20 @@ class SharedRoot:
         except OSError as error:
             if error.errno not in _NO_FILE:
                 raise
-            if not is_there(root, require_mount=self.folder.require_mount):
-                raise FileNotFoundError(errno.ENOENT, "the root is not there", root) from None
+            self._require_images()
             return RootInput("gone")
         if not is_beneath(root, os.path.dirname(key)):
             why = "a folder on its way is a symbolic link, which may lead out of the root"
             return RootInput("refused", path, version_of(status), why)
         if not stat.S_ISREG(status.st_mode):
             return RootInput("refused", path, version_of(status), "no regular file")
+        self._device = status.st_dev
         state: State = "ready" if fingerprint_of(status) == fingerprint else "superseded"
         return RootInput(state, path, version_of(status))
+
+    def refusable(self, key: str, why: str, reason: Reason) -> RootInput:
+        path = os.path.join(self.folder.input, key)
+        return RootInput("refused", path, version_of(os.lstat(path)), why, reason)
 
     def fingerprint(self, key: str) -> str | None:
         try:
@@ -124,8 +135,21 @@ class SharedRoot:
         except OSError as error:
             if error.errno not in _NO_FILE:
                 raise
+            self._require_images()
             return None
         return fingerprint_of(status) if stat.S_ISREG(status.st_mode) else None
+
+    def _require_images(self) -> None:
+        """Raises FileNotFoundError where not one image is gone, but the root is: what was mounted there is not."""
+        root = str(self.folder.input)
+        if not is_there(root, require_mount=self.folder.require_mount):
+            raise FileNotFoundError(errno.ENOENT, "the root is not there", root)
+        if os.stat(root).st_dev == self._device:
+            return
+        with os.scandir(root) as entries:
+            is_empty = next(entries, None) is None
+        if is_empty and not is_mounted(root):
+            raise FileNotFoundError(errno.ENOENT, "the root is empty, and nothing is mounted there", root)
 
     def discard(self, job: Job) -> None:
         """Nothing: it is read where it stands."""
@@ -152,27 +176,36 @@ class SharedRoot:
         return ""
 
     def _check_unchanged(self, job: Job) -> None:
-        """Raises SourceChanged: the input is another by now, or is gone."""
-        found = self.source(job.relative_path, fingerprint_of_job(job))
-        if found.state != "ready":
+        """Raises SourceChanged: the input is another by now, or is gone; it may be one that is no file."""
+        with contextlib.suppress(OSError):  # NFS asks its server when a file is opened, and not before (RFC 1813, 4.11)
+            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(os.path.join(self.folder.input, job.relative_path), flags))
+        try:
+            found = self._state(job.relative_path, fingerprint_of_job(job))
+        except FileNotFoundError as error:  # the root is away
+            raise SourceChanged("vanished", str(error)) from error
+        if found.state in ("gone", "superseded"):
             why = "vanished" if found.state == "gone" else "changed"
             raise SourceChanged(why, f"{found.state} while it was worked on {found.detail}".rstrip())
 
-    def inputs(self) -> Iterator[Entry]:
+    def inputs(self, unread: list[str] | None = None) -> Iterator[Entry]:
         """In the order of the file system."""
         folder, now = self.folder, time.time()
-        os.listdir(folder.input)
         for path, status in scan(str(folder.input), "", Ignored(folder.ignore), recursive=folder.recursive):
-            if isinstance(status, os.stat_result) and stat.S_ISREG(status.st_mode):
-                yield Entry(path, fingerprint_of(status), now - status.st_mtime)
+            if isinstance(status, OSError):
+                if unread is not None:
+                    unread.append(path)
+            elif stat.S_ISREG(status.st_mode):
+                age = now - status.st_ctime  # mtime may be the sender's, and ahead of now
+                unchanged = max(age, now - status.st_mtime)
+                yield Entry(path, fingerprint_of(status), age, unchanged)
 
     def remove_leftovers(self) -> int:
         """Temporaries of workers that died, in the outputs."""
         found, oldest = 0, time.time() - TEMPORARY_AGE
         for folder in (*roots_of_sets(self.folder), str(self.folder.failed)):
-            for here, _, files in os.walk(folder):
-                for name in filter(names.is_temporary, files):
-                    path = os.path.join(here, name)
+            with contextlib.suppress(OSError):
+                for path in _temporaries(folder):
                     with contextlib.suppress(OSError):
                         if os.lstat(path).st_mtime < oldest:
                             os.unlink(path)
@@ -214,6 +247,10 @@ class SharedRoot:
                 if not self._have_folders(root, targets):
                     break
                 record = record_of(job, files, targets, told, self.folder.recipe)
+                files.bring_beside(targets)
+                self._check_unchanged(job)  # what came before may have taken long
+                if self._read(os.path.join(root, names.sidecar_name(targets[0].path))) != before:
+                    continue  # another worker was quicker
                 if before:
                     self._replace(job, files, targets, record, before, root)
                 elif not self._create(job, files, targets, record):
@@ -250,7 +287,6 @@ class SharedRoot:
         self._remove(root, [path for path, *_ in files_of(before) if path not in kept])
 
     def _rename(self, files: FileSet, targets: Sequence[Target]) -> None:
-        files.bring_beside(targets)
         if not files.rename(targets, [True] * len(targets)):
             raise ImageError(Reason.OUTPUT_TAKEN, f"a folder stands at one of {[each.path for each in targets]}")
         for folder in sorted({os.path.dirname(target.full) for target in targets}):
@@ -277,6 +313,7 @@ class SharedRoot:
         root = str(self.folder.failed)
         below, name = os.path.split(os.path.relpath(self._reason_path(job.relative_path), root))
         with storage_faults(root):
+            self._check_unchanged(job)  # a newer version may have its result
             below = make_folders(root, below, self._fs)
             path = os.path.join(root, below, name)
             record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
@@ -316,10 +353,10 @@ class SharedRoot:
     @staticmethod
     def _read(path: str) -> dict[str, object]:
         """A record, empty where none stands; a file of somebody else is nobody's record, and is not replaced."""
-        return read_json(path) or ({"folder": None} if os.path.lexists(path) else {})
+        return _read_record(path) or ({"folder": None} if os.path.lexists(path) else {})
 
     def _story(self, path: str, key: str) -> dict[str, object] | None:
-        story = read_json(path)
+        story = _read_record(path)
         return story if self._is_mine(story, key) else None
 
     def _is_of(self, story: Mapping[str, object], fingerprint: str) -> bool:
@@ -354,6 +391,27 @@ class SharedRoot:
             if is_beneath(root, os.path.dirname(path)):
                 with contextlib.suppress(FileNotFoundError):
                     self._fs.unlink(os.path.join(root, path))
+
+
+def _read_record(path: str) -> dict[str, object]:
+    """Empty where none stands. Raises OSError where one may: what cannot be read just now is not another's."""
+    try:
+        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        if error.errno not in _NO_FILE | {errno.EISDIR, errno.ENXIO}:
+            raise
+    return read_json(path)
+
+
+def _temporaries(folder: str) -> Iterator[str]:
+    """One after another: a folder may hold millions of files, whose names os.walk would keep all at once."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if names.is_temporary(entry.name):
+                yield entry.path
+            elif entry.is_dir(follow_symlinks=False):
+                with contextlib.suppress(OSError):
+                    yield from _temporaries(entry.path)
 
 
 def _has_size(path: str, size: int) -> bool:

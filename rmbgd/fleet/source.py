@@ -8,20 +8,21 @@ alone. The queue is only told what the roots say: an image that has its answer t
 from __future__ import annotations
 
 import asyncio
-import threading
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Config
 from rmbgd.errors import Reason
 from rmbgd.events import Emit
 from rmbgd.fleet import message
-from rmbgd.fleet.attempts import AttemptLedger, Attempts
+from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker
+from rmbgd.fleet.held import Held, HeldLeases
 from rmbgd.fleet.lease import (
     ATTEMPTS_ALONE,
     LEASED,
@@ -32,10 +33,9 @@ from rmbgd.fleet.lease import (
     may_extend,
     runs_alone,
 )
-from rmbgd.fleet.message import Announcement
 from rmbgd.fleet.pulls import ACK, BrokerFault, Delivery, NotConnected, put_back
 from rmbgd.fleet.root import Root, job_of
-from rmbgd.fleet.streams import unfit
+from rmbgd.fleet.streams import clock_ahead, unfit
 from rmbgd.fleet.triage import UNSEEN_WAIT, Todo, Triage
 from rmbgd.fleet.workers import WorkerReports, worker_name
 from rmbgd.heartbeat import Heartbeat
@@ -56,20 +56,9 @@ LOOKS_AT_ONCE = 8  # images whose roots are asked at the same time: a share answ
 WAIT = 1.0  # s that one question for messages waits for the first
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
 QUEUE_NAMES = {message.HOT: "hot", message.BULK: "bulk"}  # in the status file and the metrics
+FAILURES_TOLD = 5  # in a row: a connection that does not answer is given up before
+CLOCKS_APART = 60.0  # s
 STOP_PATIENCE = 5.0  # s for what is still owed to the broker
-
-
-@dataclass(slots=True)
-class Held:
-    """A lease. `progress` is replaced by whichever thread moves it; the rest is the reconcile thread's."""
-
-    delivery: Delivery
-    announced: Announcement
-    attempts: Attempts
-    progress: LeaseProgress
-    job: Job
-    alone: bool = False
-    is_dead: bool = False  # it is to be a dead letter
 
 
 class LeaseSource(Inbox):
@@ -103,8 +92,7 @@ class LeaseSource(Inbox):
         self._reported = (clock.monotonic(), 0)  # when, and how many had ended; the loop's
         self._window = Window(images_maximum(config.pipeline), self._times)
         self._space = DiskSpaceGuard(config, emit)
-        self._lock = threading.Lock()
-        self._held: dict[int, Held] = {}  # by job; guarded by _lock
+        self._held = HeldLeases()
         self._entered: dict[str, float] = {}  # stage -> when an image last went on to it; single writes
         self._suspects: list[Held] = []
         self._owed: list[tuple[str, bytes]] = []  # answers that the broker has not taken yet
@@ -112,6 +100,9 @@ class LeaseSource(Inbox):
         self._unusable: dict[str, str] = {}  # roots whose messages cannot be served here -> why
         self._avoided: dict[str, float] = {}  # those of which nothing is leased until then
         self._stale: list[int] = []  # jobs that were not begun and do not move; the loop appends
+        self._lapsed: list[int] = []  # jobs that were begun and do not move; the loop appends
+        self._clocks = ""  # how they differ
+        self._unburied: list[Held] = []  # whose dead letters the broker has not taken yet
         self._next_root_check = self._failures = 0.0
         self._asked = False
         self._checked = 0  # the connection whose streams and consumers are as they should be
@@ -141,9 +132,7 @@ class LeaseSource(Inbox):
 
     def moved(self, job: Job, stage: str) -> None:
         now = self._clock.monotonic()
-        with self._lock:
-            if (held := self._held.get(job.job_id)) is not None:
-                held.progress = replace(held.progress, stage=stage, moved_at=now)
+        self._held.moved(job.job_id, stage, now)
         self._entered[stage] = now
 
     def drain(self, drained: bool) -> None:
@@ -158,8 +147,7 @@ class LeaseSource(Inbox):
         if not question.in_work:
             return []
         now = self._clock.monotonic()
-        with self._lock:
-            jobs = [held.job for held in self._held.values()]
+        jobs = [held.job for held in self._held.all()]
         wanted = sorted((job for job in jobs if question.folder in (None, job.folder)), key=lambda job: job.claimed_at)
         return [
             {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "attempt": job.attempt}
@@ -204,12 +192,10 @@ class LeaseSource(Inbox):
             self._check_roots()
         if self._space.due(now):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
-        with self._lock:
-            held = len(self._held)
         waiting = self._waiting_there.known(now)
         self._statistics = IntakeStatistics(
             waiting=sum(waiting.values()),
-            in_flight=held,
+            in_flight=len(self._held),
             paused=self._why_paused(),
             folders={name: self._describe(name, waiting) for name in self._roots},
         )
@@ -232,7 +218,7 @@ class LeaseSource(Inbox):
     def _check_roots(self) -> None:
         for name, root in self._roots.items():
             folder = root.folder
-            there = is_there(str(folder.input), require_mount=folder.require_mount) and folder.output.is_dir()
+            there = is_there(str(folder.input), require_mount=folder.require_mount) and os.path.isdir(folder.output)
             cause = "" if there else "missing"
             if cause and name not in self._away:
                 self._away[name] = cause
@@ -244,11 +230,9 @@ class LeaseSource(Inbox):
         """Lease as many as there is room for, and send on what is to be done."""
         now = self._clock.monotonic()
         avoided = {root for root, until in self._avoided.items() if until > now}
-        closed = {*self._paused_folders(), *self._space.closed, *self._by_operator, *self._away, *avoided}
+        closed = self._closed() | avoided
         names = [] if self._drained or "" in closed else [name for name in self._roots if name not in closed]
-        with self._lock:
-            held = len(self._held)
-        room = min(jobs.free(), int(self._window.size) - held)
+        room = min(jobs.free(), int(self._window.size) - len(self._held))
         room = min(room, MOST_DOWNLOADS) if self._config.bucket else room
         names.sort(key=lambda name: -self._roots[name].folder.priority)
         places = [(stream, message.consumer(name)) for stream in message.QUEUES for name in names]
@@ -273,20 +257,39 @@ class LeaseSource(Inbox):
         self._waiting_there.told({(each.stream, each.consumer): each.waiting for each in deliveries}, now)
         if self._config.bucket:
             self._heartbeat.waiting()  # for the storage, each of whose answers has a deadline
+        avoid: dict[str, str] = {}
+        served: set[str] = set()  # consumers that brought something usable
         for seen in self._looks.map(self._triage.look, deliveries):
             if isinstance(seen, Todo):
                 self._begin(seen, jobs, refusals)
-                continue
-            self._owe(seen.delivery, seen.word)
-            if seen.avoid is not None:
-                self._avoid(*seen.avoid)
+            else:
+                self._owe(seen.delivery, seen.word)
+                avoid.update([seen.avoid] if seen.avoid is not None else [])
+            if isinstance(seen, Todo) or seen.avoid is None:
+                served.add(seen.delivery.consumer)
+        for root, why in avoid.items():
+            if message.consumer(root) not in served:
+                self._avoid(root, why)
+
+    def _closed(self) -> set[str]:
+        """Roots of which nothing is to be begun; "" stands for all."""
+        return {*self._paused_folders(), *self._space.closed, *self._by_operator, *self._away}
 
     def _check_queue(self) -> None:
         """Once for each connection, until it is fit. Raises BrokerFault."""
         if self._checked != (connection := self._broker.connections):
             if found := unfit(self._broker, self._roots, self._times.lease):
                 raise BrokerFault("unfit", f"{found[0]}; mend it with `rmbgd fleet setup --change`")
+            self._compare_clocks()
             self._checked = connection
+
+    def _compare_clocks(self) -> None:
+        ahead = clock_ahead(self._broker)
+        self._clocks = ""
+        if abs(ahead) > CLOCKS_APART:
+            way = "ahead of" if ahead > 0 else "behind"
+            self._clocks = f"its clock is {round(abs(ahead))} s {way} the broker's; set both by NTP"
+            self._emit("source.clock", seconds=round(abs(ahead), 1), detail=self._clocks)
 
     def _compared(self) -> None:
         if not self._asked:
@@ -296,11 +299,14 @@ class LeaseSource(Inbox):
     def _heard_from_broker(self, fault: BrokerFault | None) -> None:
         """The connection tells of itself; what is said here is what a broker that is there lacks."""
         self._compared()
-        text = "" if fault is None or fault.kind == "unreachable" else fault.detail
         if fault is None:
             self._failures = 0
         else:
             self._failures += 1
+        # One question without an answer is no news where the next has one.
+        passes = fault is None or (fault.kind == "unreachable" and self._failures < FAILURES_TOLD)
+        text = "" if fault is None or passes else fault.detail
+        if fault is not None:
             if text and self._unusable.get("") != text and not isinstance(fault, NotConnected):
                 self._emit("source.unusable", detail=text)
             self._sleep(backoff(int(self._failures), 0.25, self._retry_wait), self._heartbeat)
@@ -316,8 +322,7 @@ class LeaseSource(Inbox):
         self._unusable.pop(announced.root, None)
         job = job_of(announced, found, now, lease=todo.delivery.name, attempt=todo.attempts.alone + 1)
         held = Held(todo.delivery, announced, todo.attempts, LeaseProgress(now, LEASED, now), job)
-        with self._lock:
-            self._held[job.job_id] = held
+        self._held.add(held)
         if found.state == "refused":
             self._refuse(held, found.reason, found.detail, refusals)
         elif held.attempts.alone >= ATTEMPTS_ALONE:
@@ -337,16 +342,16 @@ class LeaseSource(Inbox):
 
     def _send_suspect(self, jobs: Sender[Job]) -> None:
         """One at a time, and nothing beside it."""
-        with self._lock:
-            busy = any(held.alone for held in self._held.values()) or len(self._held) > len(self._suspects)
-        if not self._suspects or busy or not jobs.free():
+        busy = any(held.alone for held in self._held.all()) or len(self._held) > len(self._suspects)
+        closed = self._closed()
+        held = next((each for each in self._suspects if not {"", each.announced.root} & closed), None)
+        if held is None or busy or not jobs.free():
             return
-        held = self._suspects[0]
         try:
             held.attempts = self._ledger.begins_alone(held.announced.identity, held.attempts)
         except BrokerFault:  # it could not be counted, so it does not begin
             return
-        self._suspects.pop(0)
+        self._suspects.remove(held)
         held.alone = True
         jobs.send(held.job)
 
@@ -358,45 +363,58 @@ class LeaseSource(Inbox):
         for question in notes.questions:
             question.answer.put([])
         for job_id in notes.ended:
-            if (held := self._of(job_id)) is not None:
+            if (held := self._held.get(job_id)) is not None:
                 self._done(held)
         for job, why in notes.returns:
-            if (held := self._of(job.job_id)) is not None:
+            if (held := self._held.get(job.job_id)) is not None:
                 self._returned(held, why)
         stale, self._stale = self._stale, []
-        for held in filter(None, map(self._of, stale)):
+        for held in filter(None, map(self._held.get, stale)):
             if held in self._suspects:  # it stays one
                 self._suspects.remove(held)
             else:  # begun here all the same, it is done twice
-                self._ledger.given_back(held.announced.identity, held.attempts, held.delivery.deliveries)
+                self._forgive(held)
             self._end(held, put_back())
-        if self._closing or self._drained or self._by_operator:  # what was not begun
-            for held in self._suspects:
+        lapsed, self._lapsed = self._lapsed, []
+        for held in filter(None, map(self._held.get, lapsed)):
+            if {"", held.announced.root} & self._closed():  # it waits for a disk, and is not to blame
+                self._forgive(held)
+        unburied, self._unburied = self._unburied, []
+        for held in unburied:
+            self._done(held)
+        everything = self._closing or self._drained or "" in self._by_operator
+        for held in list(self._suspects):  # what was not begun
+            if everything or held.announced.root in self._by_operator:
+                self._suspects.remove(held)
                 self._end(held, put_back())
-            self._suspects.clear()
         self._pay()
         return len(notes.returns)
 
-    def _of(self, job_id: int) -> Held | None:
-        with self._lock:
-            return self._held.get(job_id)
-
     def _done(self, held: Held) -> None:
-        self._window.ended(self._clock.monotonic() - held.progress.leased_at)
-        if held.is_dead:
-            self._bury(held)
+        if held.is_dead and not self._bury(held):
+            self._unburied.append(held)
+            return
+        self._entered["ended"] = now = self._clock.monotonic()
+        self._window.ended(now - held.progress.leased_at)
         if held.delivery.deliveries > 1:
             self._ledger.forget(held.announced.identity)
         self._end(held, ACK)
 
-    def _bury(self, held: Held) -> None:
-        """A dead letter, for `rmbgd fleet retry-dead`; its refusal is in the root already."""
+    def _bury(self, held: Held) -> bool:
+        """A dead letter, for `rmbgd fleet retry-dead`; its refusal is in the root already. Was it stored?"""
         subject = f"{message.DEAD_SUBJECT}.{message.token(held.announced.root)}"
         with suppress(BrokerFault):
-            self._broker.publish([(subject, held.delivery.data, "")])
+            return self._broker.publish([(subject, held.delivery.data, "")]) == [None]
+        return False
+
+    def _forgive(self, held: Held) -> None:
+        """It is no suspect for the next worker, and this was no attempt."""
+        attempts = replace(held.attempts, alone=held.attempts.alone - held.alone)
+        self._ledger.given_back(held.announced.identity, attempts, held.delivery.deliveries)
 
     def _returned(self, held: Held, why: str) -> None:
         """It could not be judged: another worker may, or this one later."""
+        self._entered["ended"] = self._clock.monotonic()
         if why in ("changed", "vanished"):
             announced = held.announced
             try:
@@ -410,15 +428,12 @@ class LeaseSource(Inbox):
                 self._end(held, ACK)
                 return
         delay = 0.0 if why in ("stopping", "changed", "review") else self._retry_wait
-        attempts = replace(held.attempts, alone=held.attempts.alone - held.alone)  # no attempt: it did not die of it
-        self._ledger.given_back(held.announced.identity, attempts, held.delivery.deliveries)
+        self._forgive(held)
         self._end(held, put_back(delay))
 
     def _end(self, held: Held, word: bytes) -> None:
-        with self._lock:
-            self._held.pop(held.job.job_id, None)
+        self._held.remove(held)
         self._roots[held.announced.root].discard(held.job)
-        self._entered["ended"] = self._clock.monotonic()
         self._owe(held.delivery, word)
 
     def _avoid(self, root: str, why: str) -> None:
@@ -446,8 +461,11 @@ class LeaseSource(Inbox):
         (before, count), now, ended = self._reported, self._clock.monotonic(), self._ended_total
         self._reported = (now, ended)
         rate = (ended - count) / max(now - before, 1e-3)
-        told = {"rate": round(rate, 3), "leases": len(self._held), "paused": self._statistics.paused}
-        return told | {"roots": sorted(self._roots)} | dict(self._describe_service())
+        trouble = {"": self._clocks} if self._clocks else {}
+        trouble |= {name: f"it is {cause}" for name, cause in dict(self._away).items()} | dict(self._unusable)
+        told: dict[str, object] = {"rate": round(rate, 3), "leases": len(self._held), "trouble": trouble}
+        told |= {"paused": self._statistics.paused, "roots": sorted(self._roots)}
+        return told | dict(self._describe_service())
 
     async def _keep_alive(self) -> None:
         """Extend the leases of images that move. Of one that does not, tell once."""
@@ -455,15 +473,15 @@ class LeaseSource(Inbox):
         while True:
             await asyncio.sleep(self._times.interval)
             now = self._clock.monotonic()
-            with self._lock:
-                leases = dict(self._held)
+            leases = {held.job.job_id: held for held in self._held.all()}
             moving = {job for job, held in leases.items() if may_extend(held.progress, self._entered, now, self._times)}
             await self._broker.extend([held.delivery.reply for job, held in leases.items() if job in moving])
             for job, held in leases.items():
                 if job in moving | told:
                     continue
-                if held.progress.stage == LEASED and not held.alone:
+                if held.progress.stage == LEASED:
                     self._stale.append(job)
                 else:
+                    self._lapsed.append(job)
                     self._emit("lease.lost", **job_keys(held.job), stage=held.progress.stage)
             told = leases.keys() - moving

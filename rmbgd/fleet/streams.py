@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 
 import nats.js.errors
 from nats.aio.client import Client
@@ -19,7 +22,7 @@ from nats.js.api import (
 )
 
 from rmbgd.fleet.broker import ANSWER_TIMEOUT, Broker
-from rmbgd.fleet.message import DEAD, DEAD_SUBJECT, QUEUES, consumer, token
+from rmbgd.fleet.message import DEAD, DEAD_SUBJECT, HOT, QUEUES, consumer, token
 from rmbgd.fleet.pulls import BrokerFault
 
 MESSAGES_MAXIMUM = 1_000_000  # of a stream: 265 MB at 265 bytes each
@@ -40,6 +43,8 @@ def stream_configurations() -> Iterator[StreamConfig]:
             storage=StorageType.FILE,
             discard=DiscardPolicy.NEW,  # a full queue refuses: who announces waits
             max_msgs=MESSAGES_MAXIMUM,
+            max_msgs_per_subject=-1,
+            max_age=0,
             duplicate_window=DUPLICATE_WINDOW,
         )
     yield StreamConfig(
@@ -49,6 +54,8 @@ def stream_configurations() -> Iterator[StreamConfig]:
         storage=StorageType.FILE,
         discard=DiscardPolicy.OLD,
         max_msgs=MESSAGES_MAXIMUM,
+        max_msgs_per_subject=-1,
+        max_age=0,
         duplicate_window=120.0,  # the server's default, which it reports
     )
 
@@ -65,8 +72,13 @@ def consumer_configuration(stream: str, root: str, lease: float) -> ConsumerConf
     )
 
 
-_COMPARED = ("subjects", "retention", "storage", "discard", "max_msgs", "duplicate_window")
-_NEEDED = ("subjects", "retention")  # how much a queue holds is the administrator's choice
+_NEEDED = ("subjects", "retention", "discard", "max_age", "max_msgs_per_subject")  # or names would get lost
+_COMPARED = (
+    *_NEEDED,
+    "storage",
+    "max_msgs",
+    "duplicate_window",
+)  # how much a queue holds is the administrator's choice
 _COMPARED_OF_CONSUMERS = ("filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending")
 
 
@@ -118,9 +130,27 @@ def unfit(broker: Broker, roots: Iterable[str], lease: float) -> list[str]:
                 said += _there(await _stream(context, stream, _NEEDED), f"stream {stream.name}")
         for name, wanted in _consumers(roots, lease):
             said += _there(await _consumer(context, name, wanted), f"consumer {wanted.durable_name} on {name}")
+        for bucket in BUCKETS:
+            try:
+                await context.key_value(bucket)
+            except (nats.js.errors.NotFoundError, nats.js.errors.BucketNotFoundError):
+                _there(None, f"bucket {bucket}")
         return said
 
     return broker.ask(look, 30.0)
+
+
+def clock_ahead(broker: Broker) -> float:
+    """Seconds that the clock of this host is ahead of the broker's. Raises BrokerFault."""
+
+    async def ask(client: Client) -> float:
+        answer = json.loads((await client.request(f"$JS.API.STREAM.INFO.{HOT}", timeout=ANSWER_TIMEOUT)).data)
+        try:
+            return time.time() - datetime.fromisoformat(answer["ts"]).timestamp()
+        except (KeyError, TypeError, ValueError):  # it does not say
+            return 0.0
+
+    return broker.ask(ask, 2 * ANSWER_TIMEOUT)
 
 
 def _there(differences: list[str] | None, what: str) -> list[str]:

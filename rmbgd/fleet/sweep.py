@@ -2,29 +2,41 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from rmbgd.errors import RmbgdError
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.compare import answered
-from rmbgd.fleet.message import HOT, Announcement
+from rmbgd.fleet.compare import UNKNOWN, answered
+from rmbgd.fleet.message import BULK, HOT, Announcement, queue_for
 from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.root import Entry, Root
-from rmbgd.fleet.streams import queue_states
+from rmbgd.fleet.streams import MESSAGES_MAXIMUM, queue_states
 
 WAITING_MAXIMUM = 1000  # images of a root on the queue; beyond, what waits there would be announced a second time
 BATCH = 256  # names published at once
+OLD_MAXIMUM = (
+    10_000  # images announced by one sweep on the queue of lower priority; all that is there is the backfill's
+)
+RECONNECT_PATIENCE = 60  # s
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Swept:
     """seen: inputs that were looked at; announced: those without an answer; temporaries: removed.
 
+    left     without an answer, and not announced: a queue had no room, or too many of its images wait
+    unknown  whose records cannot be read
+    unread   folders that cannot be read
     waiting  images on the queue; where they are too many, nothing was looked at
     """
 
     seen: int = 0
     announced: int = 0
+    left: int = 0
+    unknown: int = 0
+    unread: int = 0
     temporaries: int = 0
     waiting: int = 0
 
@@ -32,30 +44,63 @@ class Swept:
 def sweep(broker: Broker, root: Root, *, younger_than: float | None = None) -> Swept:
     """Compare a root and announce what is missing; of what changed in the last `younger_than` seconds, or all.
 
-    What is on the queue already comes twice and is found answered then, so nothing is done while many images wait.
-    Raises OSError, BrokerFault.
+    What came lately goes to the queue of new images, what is older to the one behind it. What is on a queue already
+    comes twice and is found answered then, so a queue where many images wait gets nothing.
+    Raises OSError, BrokerFault, RmbgdError where the root is not there.
     """
-    waiting = sum(state.waiting for state in queue_states(broker, [root.folder.name]) if state.stream == HOT)
-    if waiting > WAITING_MAXIMUM:
-        return Swept(waiting=waiting)
-    seen = announced = 0
-    batch: list[Entry] = []
+    if trouble := root.trouble():
+        raise RmbgdError(f"root '{root.folder.name}': {trouble}")
+    waiting = {state.stream: state.waiting for state in queue_states(broker, [root.folder.name])}
+    swept = Swept(waiting=waiting[HOT])
+    if swept.waiting > WAITING_MAXIMUM:
+        return swept
+    room = {HOT: MESSAGES_MAXIMUM, BULK: OLD_MAXIMUM if waiting[BULK] <= WAITING_MAXIMUM else 0}
+    batches: dict[str, list[Entry]] = {HOT: [], BULK: []}
+    unread: list[str] = []
 
     def wanted() -> Iterable[Entry]:
-        nonlocal seen
-        for entry in root.inputs():
-            if entry.age >= root.quiet and (younger_than is None or entry.age < younger_than):
-                seen += 1
+        for entry in root.inputs(unread):
+            if entry.unchanged >= root.quiet and (younger_than is None or entry.age < younger_than):
+                swept.seen += 1
                 yield entry
 
+    def announce(stream: str) -> None:
+        batch, batches[stream] = batches[stream], []
+        room[stream] -= len(batch)
+        swept.announced += (published := _publish_patiently(broker, stream, root, batch))
+        if published < len(batch):
+            swept.left += len(batch) - published
+            room[stream] = 0
+
     for entry, kind in answered(root, wanted()):
-        if not kind:
-            batch.append(entry)
-        if len(batch) >= BATCH:
-            announced += publish(broker, HOT, root, batch, again=True)
-            batch = []
-    announced += publish(broker, HOT, root, batch, again=True)
-    return Swept(seen, announced, root.remove_leftovers(), waiting)
+        swept.unknown += kind == UNKNOWN
+        if kind:
+            continue
+        stream = queue_for(entry.age)
+        if not room[stream]:
+            swept.left += 1
+            continue
+        batches[stream].append(entry)
+        if len(batches[stream]) >= min(BATCH, room[stream]):
+            announce(stream)
+    for stream in filter(batches.get, batches):
+        announce(stream)
+    swept.unread, swept.temporaries = len(unread), root.remove_leftovers()
+    return swept
+
+
+def _publish_patiently(broker: Broker, stream: str, root: Root, batch: list[Entry]) -> int:
+    """How many; fewer than all where the queue is full. Raises BrokerFault."""
+    for left in reversed(range(RECONNECT_PATIENCE)):
+        try:
+            return publish(broker, stream, root, batch, again=True)
+        except BrokerFault as fault:
+            if fault.kind == "full":
+                return 0
+            if fault.kind != "unreachable" or not left:
+                raise
+            time.sleep(1.0)
+    raise AssertionError("the last try returns or raises")
 
 
 def publish(broker: Broker, stream: str, root: Root, entries: Iterable[Entry], *, again: bool = False) -> int:

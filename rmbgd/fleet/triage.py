@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from rmbgd.errors import StorageFault
+from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger, Attempts
@@ -16,6 +18,7 @@ from rmbgd.fleet.message import Announcement, BadMessage
 from rmbgd.fleet.pulls import ACK, TERMINATE, BrokerFault, Delivery, put_back
 from rmbgd.fleet.root import Root, RootAnswer, RootInput, done_again
 
+UNREADABLE_AFTER = 3600.0  # s that an image may not be readable, while its root is, before it is rejected
 UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
 
 
@@ -54,7 +57,7 @@ class Triage:
         if root is None or message.consumer(announced.root) != delivery.consumer:
             self.tell(delivery, announced, why="bad_message", detail="it names another root than its subject does")
             return Settled(delivery, TERMINATE)
-        attempts = Attempts()
+        attempts, key, fingerprint = Attempts(), announced.key, announced.fingerprint
         try:
             if delivery.deliveries > 1:
                 attempts = self._ledger.read(announced.identity)
@@ -62,15 +65,17 @@ class Triage:
                 recipes = f"is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
                 why = f"root '{announced.root}' {recipes} here; give all machines the same configuration"
                 return self._give_back(delivery, announced, attempts, self._retry_wait, why)
-            key, fingerprint = announced.key, announced.fingerprint
             if (answer := root.answer(key, fingerprint, refusals=delivery.deliveries > 1)) is not None:
                 return self._answered(delivery, announced, answer)
             found = root.source(key, fingerprint)
         except BrokerFault:
             return Settled(delivery, put_back(UNSEEN_WAIT))
         except (OSError, StorageFault) as error:
-            if trouble := root.trouble():
+            if trouble := root.trouble() or (str(error) if isinstance(error, FileNotFoundError) else ""):
                 return self._give_back(delivery, announced, attempts, self._retry_wait, trouble)
+            if delivery.deliveries > 1 and time.time() - delivery.announced > UNREADABLE_AFTER:
+                with suppress(OSError, StorageFault):
+                    return Todo(delivery, announced, attempts, root.refusable(key, str(error), Reason.IO_ERROR))
             keys = _keys(delivery, announced)
             self._emit("image.postponed", **keys, why="storage", detail=f"it cannot be read now: {error}")
             return self._give_back(delivery, announced, attempts, self._retry_wait)

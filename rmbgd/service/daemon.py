@@ -199,8 +199,8 @@ class Service:
         stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
             self._intake.hold_suspects()
-        for folder in config.folder if life.waits else ():
-            self._intake.pause(f"safe_mode:{folder.name}")
+        for name in config.root_names if life.waits else ():
+            self._intake.pause(f"safe_mode:{name}")
         reviewer = Reviewer(config.folder, publisher, self._ledger, clock, emit)
         self._reviews = ReviewMonitor(
             config.folder, reviewer, self._ledger, self._heartbeats.new("review"), config.intake.reconcile

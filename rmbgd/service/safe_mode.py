@@ -42,8 +42,9 @@ class SafeMode:
         now = start_record.moment(clock.monotonic(), clock.wall().timestamp())
         self._dead = [start for start in start_record.deaths(self._before.starts) if start.age(now) <= self._window]
         self.safe = 0 < service.safe_starts <= len(self._dead)
-        # The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed.
-        self.waits = self.safe and config.health.require_gpu
+        # The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed. A worker of a fleet
+        # waits, too: others have its images, and what it made would count as the recipe's.
+        self.waits = self.safe and (config.health.require_gpu or config.source.kind == "jetstream")
         self.config = reduced(config) if self.safe else config
         process = (os.getpid(), jsonl.process_start(os.getpid()) or 0)
         self._start = Start(*now, environ.get("INVOCATION_ID", ""), process, safe=self.safe)

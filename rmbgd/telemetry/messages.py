@@ -59,6 +59,7 @@ SENTENCES = {
     "source.connected": "connected to the broker {servers}[ after {seconds:time}]",
     "source.lost": "the broker is not there: {detail}",
     "source.unusable": "the queue cannot be used[ for folder {folder}]: {detail}",
+    "source.clock": "the clocks differ by {seconds:time}: {detail}",
     "source.drained": "an administrator drains this host; nothing more is leased",
     "source.undrained": "this host leases images again",
     "image.announced": "announced {path} after {seconds:time}",

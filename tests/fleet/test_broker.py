@@ -56,6 +56,24 @@ def test_messages_outlive_a_killed_broker_and_not_its_store(broker: Broker) -> N
     assert stored(broker) == 0
 
 
+def test_a_connection_that_ends_without_a_word_is_made_again(broker: Broker) -> None:
+    """nats-py calls nobody where a reset meets what it has not sent yet."""
+    connection = Connection(SourceSettings(servers=[broker.url]), "test", lambda _: None)
+    connection.start()
+    try:
+        connection.wait_until_connected(PATIENCE)
+        client = connection.client
+        client._closed_cb = client._disconnected_cb = None
+        broker.kill()
+        broker.start()
+        deadline = time.monotonic() + PATIENCE
+        while connection.connections < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        connection.close()
+
+
 def test_a_connection_outlives_answers_that_come_too_late(broker: Broker) -> None:
     connection = Connection(SourceSettings(servers=[broker.url]), "test", lambda _: None)
     connection.start()

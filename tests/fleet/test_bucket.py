@@ -59,18 +59,35 @@ class DyingStore(ObjectStore):
         self._left -= 1
 
 
+class QuickerStore(ObjectStore):
+    """Another worker publishes just before the first write."""
+
+    def __init__(self, store: ObjectStore, publish: Callable[[], object]) -> None:
+        self.__dict__.update(store.__dict__)
+        self._publish, self.overtaken = publish, False
+
+    def put(self, place: Place, below: str, *arguments: Any, **more: Any) -> bool:
+        if not self.overtaken and below != objects.PROBE:
+            self.overtaken = True
+            self._publish()
+        return super().put(place, below, *arguments, **more)
+
+
 class BucketUnderTest:
     """A bucket of its own, and workers that publish into it."""
 
-    def __init__(self, storage: Storage, base: Path, templates: Sequence[str] = PLAIN, **more: Any) -> None:
+    def __init__(
+        self, storage: Storage, base: Path, templates: Sequence[str] = PLAIN, *, review: bool = True, **more: Any
+    ) -> None:
         self.storage, self.templates, self.name = storage, templates, f"shop-{next(NUMBERS)}"
         storage.make(self.name)
-        places = {role: f"s3://{self.name}/{role}" for role in ("input", "output", "failed", "review")}
+        roles = ("input", "output", "failed", *(["review"] if review else []))
+        places = {role: f"s3://{self.name}/{role}" for role in roles}
         tables = {
             "source": {"kind": "jetstream"},
             "s3": storage.settings,
             "service": {"state_directory": str(base / self.name)},
-            "recipe": {"default": {"deliver": [{"path": each} for each in templates], "review_below": 0.5}},
+            "recipe": {"default": {"deliver": [{"path": each} for each in templates], "review_below": 0.5 * review}},
             "bucket": [{"name": "shop"} | places],
         }
         self.config = parse(tables | more)
@@ -267,8 +284,48 @@ def test_a_slow_worker_does_not_overwrite_a_newer_version(
     bucket.assert_only(b"new")
 
 
-def test_a_newer_version_replaces_what_a_slow_worker_published_meanwhile(storage: Storage, tmp_path: Path) -> None:
+@pytest.mark.parametrize("review", [False, True], ids=["output", "review"])
+def test_a_slow_worker_does_not_remove_a_newer_version_from_the_other_place(
+    storage: Storage, tmp_path: Path, *, review: bool
+) -> None:
+    """What a PUT is conditional on is one object, in one place."""
     bucket = BucketUnderTest(storage, tmp_path)
+    bucket.make(b"oldest", review=review)
+    slow, quick = bucket.root(), bucket.root()
+    bucket.drop(b"old one")
+    old = bucket.lease(slow)
+    bucket.drop(b"new")
+    bucket.publish(quick, bucket.lease(quick), b"new", review=review)
+    with pytest.raises(SourceChanged):
+        bucket.publish(slow, old, b"old one", review=not review)
+    bucket.assert_only(b"new", "review" if review else "output")
+
+
+def test_a_set_that_two_workers_put_at_once_has_its_plain_names(storage: Storage, tmp_path: Path) -> None:
+    bucket = BucketUnderTest(storage, tmp_path, THREE)
+    bucket.drop(b"new")
+    other = bucket.root()
+    second = bucket.lease(other)
+    store = QuickerStore(bucket.store, lambda: bucket.publish(other, second, b"new"))
+    root = bucket.root(store)
+    assert bucket.publish(root, bucket.lease(root), b"new")
+    assert store.overtaken
+    bucket.assert_only(b"new")
+
+
+def test_a_refusal_of_a_version_that_was_replaced_is_not_written(storage: Storage, tmp_path: Path) -> None:
+    bucket = BucketUnderTest(storage, tmp_path)
+    bucket.drop(b"old one")
+    slow = bucket.root()
+    old = bucket.lease(slow)
+    bucket.make(b"new")
+    with pytest.raises(SourceChanged):
+        slow.refuse(old, {"folder": "shop", "path": "s/a.jpg"})
+    bucket.assert_only(b"new")
+
+
+def test_a_newer_version_replaces_what_a_slow_worker_published_meanwhile(storage: Storage, tmp_path: Path) -> None:
+    bucket = BucketUnderTest(storage, tmp_path, review=False)
     slow, quick = bucket.root(), bucket.root()
     bucket.drop(b"old one")
     old = bucket.lease(slow)

@@ -166,6 +166,35 @@ def test_what_backfill_finds_rejected_is_tried_again_when_asked(tmp_path: Path) 
         assert len(fleet.events("image.failed")) == 2
 
 
+def test_what_is_tried_again_does_not_depend_on_what_is_listed_last(tmp_path: Path) -> None:
+    """Their names were announced a moment ago, and would be dropped as repeated."""
+    with FleetUnderTest(tmp_path, workers=1) as fleet:
+        fleet.start()
+        for name in ("a.png", "b.png"):
+            fleet.write(name, b"no image at all")
+        fleet.write("z.png", sample_image(1))
+        grown_old(*(fleet.input / name for name in ("a.png", "b.png", "z.png")))
+        assert "3 images: 1 done, 2 rejected, 0 missing" in rmbgd(fleet, "backfill", "shop")
+        assert "3 images: 1 done, 2 rejected, 0 missing" in rmbgd(fleet, "backfill", "shop", "--retry-failed")
+        assert len(fleet.events("image.failed")) == 4
+
+
+def test_a_backfill_says_why_an_image_is_missing(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1) as fleet:
+        fleet.start()
+        write_all(fleet, 3)
+        assert "3 images: 3 done" in rmbgd(fleet, "backfill", "shop")
+        (fleet.input / "0/0.png").unlink()
+        fleet.write("1/1.png", sample_image(7))
+        for name in ("0/0.png", "1/1.png"):
+            (fleet.output / name).unlink()
+        told = json.loads(rmbgd(fleet, "backfill", "shop", "--json", status=Exit.FAILED))
+        assert (told["done"], told["missing"]) == (1, 2)
+        why = {"0/0.png": "it is gone; --relist", "1/1.png": "another version is there now; --relist"}
+        assert told["why"] == why
+        assert "2 images: 2 done" in rmbgd(fleet, "backfill", "shop", "--relist")
+
+
 def test_an_administrator_sees_and_drains(tmp_path: Path) -> None:
     with FleetUnderTest(tmp_path, workers=1) as fleet:
         fleet.start()

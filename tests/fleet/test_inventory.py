@@ -80,7 +80,10 @@ def test_files_are_looked_at_where_no_column_tells_the_version(tmp_path: Path, r
     found, inventory = read(table(tmp_path / "list.parquet", {"key": keys}), root)
     assert found == {name: fingerprint_of(os.lstat(root.folder.input / name)) for name in ("a.png", odd)}
     assert inventory.left_out == 4
-    assert "4 rows of files that are not there; --relist looks again (the first is row 2, 'gone.png')" in inventory.note
+    assert (
+        "4 rows of files that are not there, or cannot be read; --relist looks again (the first is row 2, 'gone.png')"
+        in inventory.note
+    )
     root.folder.input.rename(tmp_path / "away")
     with pytest.raises(RmbgdError, match="it is not there"):
         read(tmp_path / "list.parquet", root)

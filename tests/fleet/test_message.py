@@ -11,12 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.fleet.message import (
+    BULK,
     BYTES_MAXIMUM,
+    FINGERPRINT_MAXIMUM,
+    HOT,
+    LATELY,
     QUEUES,
     Announcement,
     BadMessage,
     consumer,
     decode,
+    queue_for,
     token,
     unusable,
 )
@@ -25,10 +30,11 @@ PARTS = st.binary(min_size=1, max_size=60).filter(lambda part: not set(part) & {
 KEYS = st.lists(PARTS, min_size=1, max_size=5).map(lambda parts: os.fsdecode(b"/".join(parts)))
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+FINGERPRINTS = st.text(min_size=1, max_size=FINGERPRINT_MAXIMUM).filter(str.isprintable)
 VALID = {"v": 1, "root": "shop", "key": "a.png", "fingerprint": "1-2", "recipe": "default"}
 
 
-@given(root=NAMES, key=KEYS, fingerprint=TEXTS, recipe=TEXTS)
+@given(root=NAMES, key=KEYS, fingerprint=FINGERPRINTS, recipe=TEXTS)
 def test_what_is_encoded_is_decoded(root: str, key: str, fingerprint: str, recipe: str) -> None:
     announced = Announcement(root, key, fingerprint, recipe)
     assert decode(announced.encode()) == announced
@@ -109,6 +115,7 @@ def test_keys_that_are_no_paths_are_refused(key: str, why: str) -> None:
         *(json.dumps({**VALID, name: 1}).encode() for name in VALID if name != "v"),
         *(json.dumps({key: value for key, value in VALID.items() if key != name}).encode() for name in VALID),
         json.dumps({**VALID, "recipe": "x" * BYTES_MAXIMUM}).encode(),
+        *(json.dumps({**VALID, "fingerprint": text}).encode() for text in ("", "etag:\ud800", "1-2\n", "1" * 201)),
     ],
 )
 def test_what_is_no_announcement_is_refused(data: bytes) -> None:
@@ -124,3 +131,7 @@ def test_any_bytes_are_an_announcement_or_refused(data: bytes) -> None:
     except BadMessage:
         return
     assert unusable(found.key) == ""
+
+
+def test_what_came_long_ago_waits_behind_what_comes_now() -> None:
+    assert [queue_for(age) for age in (-60.0, 0.0, LATELY - 1, LATELY, 1e9)] == [HOT, HOT, HOT, BULK, BULK]

@@ -153,6 +153,10 @@ def test_a_worker_whose_clock_is_ahead_works_beside_others(tmp_path: Path) -> No
             datetime.fromisoformat(each.named("image.done")[0]["time"]).timestamp() - now for each in fleet.workers
         ]
         assert [seconds > AHEAD / 2 for seconds in ahead] == [False, True]
+        told = [each.recorded("source.clock") for each in fleet.workers]
+        assert [len(each) for each in told] == [0, 1]
+        assert abs(told[1][0]["seconds"] - AHEAD) < 60
+        assert "ahead of the broker's" in told[1][0]["detail"]
         fleet.wait_until_settled()
         assert_all_whole(fleet, images, SET_OF_THREE)
         assert fleet.done_counts() == {(each.key, each.fingerprint): 1 for each in announced}

@@ -22,8 +22,9 @@ def test_each_process_does_its_work_with_the_key_of_its_role(tmp_path: Path) -> 
     for root in roots.values():
         root.mkdir(parents=True)
 
-    def service(role: str, **options: object) -> ServiceUnderTest:
-        source = {"kind": "jetstream", "servers": [site.broker.url], "credentials": str(site.directory / f"{role}.nk")}
+    def service(role: str, *, key: str = "", **options: object) -> ServiceUnderTest:
+        proof = str(site.directory / f"{key or role}.nk")
+        source = {"kind": "jetstream", "servers": [site.broker.url], "credentials": proof}
         folder = {role: str(path) for role, path in roots.items()} | {"originals": "keep"}
         return ServiceUnderTest(tmp_path / role, settings={"source": source}, folder=folder, options=options)
 
@@ -50,6 +51,9 @@ def test_each_process_does_its_work_with_the_key_of_its_role(tmp_path: Path) -> 
             code, said = rmbgd(feeder, "fleet", "drain", "somewhere")
             assert code == Exit.FAILED
         assert worker.recorded("source.unusable") == feeder.recorded("source.unusable") == []
+        wrong = service("wrong", key="feeder")
+        with wrong:
+            assert "use the key of the role that may" in wrong.wait_for("source.unusable")["detail"]
         nobody = service("admin")
         nobody.configure(
             {"source": {"kind": "jetstream", "servers": [site.broker.url]}},

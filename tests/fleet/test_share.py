@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rmbgd import fs
 from rmbgd import naming as names
 from rmbgd.config.load import Recipe
-from rmbgd.errors import ImageError, Reason
+from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.fleet.share import RootAnswer, SharedRoot, fingerprint_of
 from rmbgd.fs import FileSystem, version_of
 from rmbgd.publish.publisher import SourceChanged
@@ -265,6 +267,108 @@ def test_files_of_a_root_that_is_not_there_are_not_gone(share: Share) -> None:
     share.roots["input"].rename(share.base / "away")
     with pytest.raises(OSError, match="input"):
         share.root().source("s/a.jpg", job.leased.fingerprint)
+
+
+def test_where_nothing_is_mounted_any_more_no_image_is_gone(share: Share) -> None:
+    """The mount point that is left is an empty folder."""
+    share.drop("s/a.jpg")
+    job, seen = share.job(), share.root()
+    assert job.leased is not None
+    fingerprint = job.leased.fingerprint
+    assert seen.source("s/a.jpg", fingerprint).state == "ready"
+    (share.roots["input"] / "s").rename(share.base / "away")
+    for look in (lambda: share.root().source("s/a.jpg", fingerprint), lambda: share.root().fingerprint("s/a.jpg")):
+        with pytest.raises(FileNotFoundError, match="nothing is mounted there"):
+            look()
+    assert seen.source("s/a.jpg", fingerprint).state == "gone"  # of the file system that had images
+    assert seen.fingerprint("s/a.jpg") is None
+    (share.roots["input"] / "b.jpg").touch()
+    assert share.root().source("s/a.jpg", fingerprint).state == "gone"
+    with pytest.raises(SourceChanged):
+        share.publish(job, b"image")
+
+
+def test_a_refusal_of_a_version_that_was_replaced_is_not_written(share: Share) -> None:
+    share.drop("s/a.jpg", b"old one")
+    old = share.job()
+    share.drop("s/a.jpg", b"new")
+    share.publish(share.job(), b"new")
+    with pytest.raises(SourceChanged):
+        share.refuse(old)
+    share.assert_only(share.job(), b"new")
+
+
+def test_a_version_that_is_replaced_while_folders_are_made_is_not_published(
+    share: Share, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What comes between the first look and the first rename may take as long as a share is away."""
+    share.drop("s/a.jpg", b"old one")
+    old = share.job()
+    have_folders = SharedRoot._have_folders
+
+    def slow(root: SharedRoot, *given: Any) -> bool:
+        monkeypatch.setattr(SharedRoot, "_have_folders", have_folders)
+        share.drop("s/a.jpg", b"new")
+        share.publish(share.job(), b"new")
+        return have_folders(root, *given)
+
+    monkeypatch.setattr(SharedRoot, "_have_folders", slow)
+    with pytest.raises(SourceChanged):
+        share.publish(old, b"old one")
+    share.assert_only(share.job(), b"new")
+
+
+def test_a_record_that_cannot_be_read_just_now_is_nobody_elses(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    share.drop("s/a.jpg", b"old one")
+    share.publish(share.job(), b"old one")
+    share.drop("s/a.jpg", b"new")
+    real = os.open
+
+    def stale(path: str, *given: Any, **more: Any) -> int:
+        if str(path).endswith("a.png.json"):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+        return real(path, *given, **more)
+
+    monkeypatch.setattr(os, "open", stale)
+    with pytest.raises(StorageFault):
+        share.publish(share.job(), b"new")
+    monkeypatch.setattr(os, "open", real)
+    share.publish(share.job(), b"new")
+    share.assert_only(share.job(), b"new")
+
+
+def test_inputs_have_the_age_of_their_arrival(share: Share, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, years in (("old.jpg", -3), ("new.jpg", 0), ("ahead.jpg", 3)):
+        share.drop(name)
+        moment = time.time() + years * 365 * 86_400
+        os.utime(share.roots["input"] / name, (moment, moment))
+    share.drop("secret/a.jpg")
+    real = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: real(path if "secret" not in str(path) else f"{path}/a.jpg"))
+    unread: list[str] = []
+    entries = {each.key: each for each in share.root().inputs(unread)}
+    assert entries.keys() == {"old.jpg", "new.jpg", "ahead.jpg"}
+    assert unread == ["secret"]
+    assert all(0 <= each.age < 600 for each in entries.values())
+    assert all(each.unchanged >= each.age for each in entries.values())
+    assert entries["old.jpg"].unchanged > 86_400
+
+
+def test_old_temporaries_are_removed_wherever_they_lie(share: Share) -> None:
+    share.drop("s/a.jpg")
+    share.publish(share.job(), b"image")
+    files = [
+        root / "s" / names.temporary_name(7, ".png") for root in map(share.roots.get, ("output", "failed")) if root
+    ]
+    for path in (*files, files[0].with_name(names.temporary_name(8, ".png"))):
+        path.parent.mkdir(exist_ok=True)
+        path.touch()
+    for path in files:
+        os.utime(path, (1e9, 1e9))
+    assert share.root().remove_leftovers() == 2
+    assert not any(path.exists() for path in files)
+    assert share.answer(share.job()) is not None
+    assert share.root().remove_leftovers() == 0
 
 
 # --- names of others

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rmbgd.config.load import SourceSettings
+from rmbgd.errors import Reason
 from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import HOT, Announcement, consumer
@@ -59,7 +61,7 @@ def test_an_image_that_cannot_be_read_does_not_keep_others_from_their_worker(
     for number, name in enumerate(("bad.png", "good.png"), 1):
         fingerprint = fingerprint_of(os.lstat(it.drop(name)))
         data = Announcement("shop", name, fingerprint, "default").encode()
-        deliveries.append(Delivery(HOT, consumer("shop"), data, "", number, 1, 0))
+        deliveries.append(Delivery(HOT, consumer("shop"), data, "", number, 1, 0, 0.0))
     inputs = it.roots["input"]
     if whole:
         monkeypatch.setattr(os, "scandir", Unreadable(inputs))
@@ -72,13 +74,35 @@ def test_an_image_that_cannot_be_read_does_not_keep_others_from_their_worker(
     assert [event["path"] for event in it.events.named("image.postponed")] == ([] if whole else ["bad.png"])
 
 
+@pytest.mark.parametrize("hours", [0.5, 2.0])
+def test_an_image_that_cannot_be_read_for_an_hour_is_rejected(
+    tmp_path: Path, ledger: AttemptLedger, monkeypatch: pytest.MonkeyPatch, hours: float
+) -> None:
+    """Or its name would go round for ever."""
+    it = Workspace(tmp_path, originals="keep")
+    root = SharedRoot(it.folder, it.config.recipe_of(it.folder))
+    data = Announcement("shop", "a.png", fingerprint_of(os.lstat(it.drop("a.png"))), "default").encode()
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may read everything
+    announced = time.time() - hours * 3600
+    delivery = Delivery(HOT, consumer("shop"), data, "", 1, 20, 0, announced)
+    seen = Triage({"shop": root}, ledger, it.events, 30.0).look(delivery)
+    it.close()
+    if hours < 1:
+        assert isinstance(seen, Settled)
+        assert seen.avoid is None
+    else:
+        assert isinstance(seen, Todo)
+        assert (seen.found.state, seen.found.reason) == ("refused", Reason.IO_ERROR)
+        assert "may not read it" in seen.found.detail
+
+
 def test_a_root_that_is_away_is_avoided(tmp_path: Path, ledger: AttemptLedger) -> None:
     it = Workspace(tmp_path, originals="keep")
     root = SharedRoot(it.folder, it.config.recipe_of(it.folder))
     assert root.trouble() == ""
     it.roots["input"].rename(tmp_path / "away")
     data = Announcement("shop", "a.png", "1-1", "default").encode()
-    seen = Triage({"shop": root}, ledger, it.events, 30.0).look(Delivery(HOT, consumer("shop"), data, "", 1, 1, 0))
+    seen = Triage({"shop": root}, ledger, it.events, 30.0).look(Delivery(HOT, consumer("shop"), data, "", 1, 1, 0, 0.0))
     it.close()
     assert isinstance(seen, Settled)
     assert seen.avoid is not None

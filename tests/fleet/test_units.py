@@ -46,6 +46,12 @@ def test_no_unit_may_gain_rights(name: str) -> None:
     assert unit_files.SYSTEM[name] == f"/etc/systemd/system/{name}"
 
 
+@pytest.mark.parametrize("name", ["rmbgd@.service", "rmbgd-announce.service", "rmbgd-sweep.service"])
+def test_who_writes_beside_the_images_may(name: str) -> None:
+    """The announcer what it rejects; the sweep removes temporaries."""
+    assert lines(name) >= {"ReadWritePaths=-/srv/rmbgd"}
+
+
 def test_instances_have_their_own_directories_and_share_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the configuration says nothing, the unit decides; what it says counts."""
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/rmbgd/3:/var/lib/other")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
 import signal
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,10 @@ import pytest
 
 from rmbgd.cli import main as cli
 from rmbgd.errors import Reason
-from rmbgd.fleet.message import BULK, Announcement
+from rmbgd.fleet.message import BULK, HOT, Announcement
 from rmbgd.fleet.source import WAIT
 from tests.support.audit import SET_OF_THREE, outputs_of
-from tests.support.fleet import DOUBTED, ROOT, FleetUnderTest
+from tests.support.fleet import DOUBTED, RETRY_WAIT, ROOT, FleetUnderTest
 from tests.support.images import assert_cutout_of, sample_image, samples
 from tests.support.service import ServiceUnderTest
 
@@ -137,7 +139,7 @@ def test_an_image_that_kills_its_worker_stops_nothing_else(tmp_path: Path) -> No
         def settled() -> bool:
             nonlocal crashes
             crashes += fleet.restart_dead()
-            return fleet.queued()[:2] == (0, 0)
+            return fleet.stored(HOT, BULK) == 0
 
         fleet.wait(settled, "empty queues")
         fleet.wait_until_ready()
@@ -155,7 +157,7 @@ def test_workers_that_are_killed_all_the_time_lose_nothing(tmp_path: Path) -> No
         for _ in range(8):
             victim = chosen.choice(fleet.workers)
             before = len(fleet.records())
-            fleet.wait(lambda before=before: len(fleet.records()) > before + 3 or fleet.queued()[:2] == (0, 0), "work")
+            fleet.wait(lambda before=before: len(fleet.records()) > before + 3 or fleet.stored(HOT, BULK) == 0, "work")
             victim.kill()
             fleet.restart_dead()
         fleet.wait_until_settled()
@@ -364,6 +366,18 @@ def test_a_worker_with_another_recipe_leaves_images_to_those_with_theirs(tmp_pat
         assert len(wrong.recorded("source.unusable")) == 1
         assert len(right.recorded("image.done")) == len(images)
         assert fleet.alone() == 0
+
+
+def test_names_with_a_recipe_of_yesterday_do_not_keep_others_waiting(tmp_path: Path) -> None:
+    with FleetUnderTest(tmp_path, workers=1, lease=20.0) as fleet:
+        images = samples(range(8))
+        announced = [fleet.write(name, data) for name, data in images.items()]
+        worker = fleet.workers[0].start()
+        pairs = [(replace(each, recipe="yesterday"), each) for each in announced]
+        fleet.announce(itertools.chain.from_iterable(pairs))
+        fleet.wait(lambda: set(fleet.records()) == set(images), "results", timeout=15 * RETRY_WAIT)
+        assert fleet.queued()[0] + fleet.queued()[1] >= len(images)  # they wait for a machine that knows it
+        assert worker.recorded("lease.dropped") == []
 
 
 def test_messages_that_are_none_of_ours_are_dropped_and_told_of(tmp_path: Path) -> None:
