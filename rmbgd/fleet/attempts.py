@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rmbgd.fleet.broker import Broker
@@ -19,10 +19,14 @@ from rmbgd.fleet.streams import ATTEMPTS, KeyValues
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """alone: runs by itself that began; given_back_at: the delivery after which a worker gave it back in good order."""
+    """alone: runs by itself that began; given_back_at: the delivery after which a worker gave it back in good order.
+
+    unreadable  looks that found its root there and the image not to be read
+    """
 
     alone: int = 0
     given_back_at: int | None = None
+    unreadable: int = 0
 
 
 class AttemptLedger:
@@ -36,25 +40,30 @@ class AttemptLedger:
         found = self._bucket.get(identity)
         try:
             story: Mapping[str, Any] = json.loads(found) if found else {}
-            return Attempts(int(story.get("alone", 0)), story.get("given_back_at"))
+            return Attempts(int(story.get("alone", 0)), story.get("given_back_at"), int(story.get("unreadable", 0)))
         except (ValueError, AttributeError, TypeError):  # written by something else: it counts for nothing
             return Attempts()
 
     def begins_alone(self, identity: str, before: Attempts) -> Attempts:
         """Counted before it begins, so that the count survives whatever happens then. Raises BrokerFault."""
-        after = Attempts(before.alone + 1, before.given_back_at)
+        after = replace(before, alone=before.alone + 1)
         self._write(identity, after)
         return after
 
     def given_back(self, identity: str, before: Attempts, deliveries: int) -> None:
         """It is no suspect when it is delivered the next time."""
         with suppress(BrokerFault):  # then it runs alone, which costs time only
-            self._write(identity, Attempts(before.alone, deliveries))
+            self._write(identity, replace(before, given_back_at=deliveries))
+
+    def unreadable(self, identity: str, before: Attempts) -> Attempts:
+        """Raises BrokerFault."""
+        after = replace(before, unreadable=before.unreadable + 1)
+        self._write(identity, after)
+        return after
 
     def forget(self, identity: str) -> None:
         with suppress(BrokerFault):  # the bucket forgets it itself after some days
             self._bucket.delete(identity)
 
     def _write(self, identity: str, attempts: Attempts) -> None:
-        story = {"alone": attempts.alone, "given_back_at": attempts.given_back_at, "worker": self._worker}
-        self._bucket.put(identity, json.dumps(story).encode())
+        self._bucket.put(identity, json.dumps(asdict(attempts) | {"worker": self._worker}).encode())

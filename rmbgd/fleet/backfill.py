@@ -83,6 +83,8 @@ class Manifest:
         if found is not None and found != (root, part):
             text = f"is the manifest of root '{found[0]}'{f', part {found[1]}' if found[1] else ''}"
             raise ConfigError(f"{self.path}: {text}; name another file with --manifest, or remove it")
+        if not self.count():  # of a root that was not mounted, perhaps
+            return False
         return found is not None and stamp == (self._db.execute("SELECT stamp FROM inventory").fetchone() or ("",))[0]
 
     def fill(self, root: str, part: str, entries: Iterable[Entry], inventory: Inventory | None = None) -> None:
@@ -149,9 +151,8 @@ def listed(
     if source.place != target.place:
         text = f"root '{target.folder.name}' reads {target.place}, and '{source.folder.name}' {source.place}"
         raise RmbgdError(f"{text}: --out names a root with the same input")
-    for root in (source, target):
-        if trouble := root.trouble():
-            raise RmbgdError(f"root '{root.folder.name}': {trouble}")
+    if trouble := target.trouble():
+        raise RmbgdError(f"root '{target.folder.name}': {trouble}")
     with closing(Manifest(manifest)) as images:
         name = source.folder.name
         if not images.is_whole(name, part, inventory.stamp if inventory else "") or anew:

@@ -40,7 +40,6 @@ class Delivery:
     sequence    of the message in its stream
     deliveries  how often it was delivered, this time included
     waiting     messages that wait behind it for the same consumer
-    announced   when it came to the broker, in seconds since 1970 by the broker's clock
     """
 
     stream: str
@@ -50,7 +49,6 @@ class Delivery:
     sequence: int
     deliveries: int
     waiting: int
-    announced: float
 
     @property
     def name(self) -> str:
@@ -167,6 +165,5 @@ def _delivery(message: Msg) -> Delivery | None:
     if words[:2] != ["$JS", "ACK"]:
         return None
     words = words[2:] if len(words) < 11 else words[4:]
-    stream, consumer, times, sequence, _, at, left = words[:7]
-    numbers = (int(sequence), int(times), int(left), int(at) / 1e9)
-    return Delivery(stream, consumer, message.data, message.reply, *numbers)
+    stream, consumer, times, sequence, _, _, left = words[:7]
+    return Delivery(stream, consumer, message.data, message.reply, int(sequence), int(times), int(left))

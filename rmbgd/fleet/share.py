@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
 import time
@@ -39,7 +40,7 @@ from rmbgd.intake.scanner import scan
 from rmbgd.mounts import is_mounted, is_there
 from rmbgd.publish.file_set import FileSet, holds, roots_of_sets
 from rmbgd.publish.publisher import SourceChanged
-from rmbgd.publish.sidecar import read_json
+from rmbgd.publish.sidecar import JSON_BYTES
 from rmbgd.publish.temporary import PATH_MAXIMUM, Temporary, is_beneath, make_folders
 from rmbgd.store.records import Job, Published, Target
 
@@ -102,8 +103,8 @@ class SharedRoot:
 
     def source(self, key: str, fingerprint: str) -> RootInput:
         found = self._state(key, fingerprint)
-        if found.state == "ready" and not os.access(found.path, os.R_OK):
-            raise PermissionError(errno.EACCES, "this user may not read it", found.path)
+        if found.state == "ready":
+            _open_once(found.path)
         return found
 
     def _state(self, key: str, fingerprint: str) -> RootInput:
@@ -171,15 +172,16 @@ class SharedRoot:
                 next(entries, None)
             for root in roots_of_sets(self.folder):
                 os.stat(root)
+            with contextlib.suppress(FileNotFoundError):  # it is made when it is needed
+                os.stat(self.folder.failed)
         except OSError as error:
             return f"it cannot be read now: {error}"
         return ""
 
     def _check_unchanged(self, job: Job) -> None:
         """Raises SourceChanged: the input is another by now, or is gone; it may be one that is no file."""
-        with contextlib.suppress(OSError):  # NFS asks its server when a file is opened, and not before (RFC 1813, 4.11)
-            flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-            os.close(os.open(os.path.join(self.folder.input, job.relative_path), flags))
+        with contextlib.suppress(OSError):
+            _open_once(os.path.join(self.folder.input, job.relative_path))
         try:
             found = self._state(job.relative_path, fingerprint_of_job(job))
         except FileNotFoundError as error:  # the root is away
@@ -393,14 +395,27 @@ class SharedRoot:
                     self._fs.unlink(os.path.join(root, path))
 
 
+def _open_once(path: str) -> None:
+    """NFS asks its server for rights and times when a file is opened (RFC 1813, 4.11). Raises OSError."""
+    os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC))
+
+
 def _read_record(path: str) -> dict[str, object]:
     """Empty where none stands. Raises OSError where one may: what cannot be read just now is not another's."""
     try:
-        os.close(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in _NO_FILE | {errno.EISDIR, errno.ENXIO}:
+        if error.errno not in _NO_FILE | {errno.ENXIO}:
             raise
-    return read_json(path)
+        return {}
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        data = file.read() if stat.S_ISREG(status.st_mode) and status.st_size <= JSON_BYTES else b""
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _temporaries(folder: str) -> Iterator[str]:

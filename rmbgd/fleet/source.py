@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -57,7 +58,7 @@ WAIT = 1.0  # s that one question for messages waits for the first
 SUSPECTS_HELD = 8  # that wait here for their turn to run alone; more go back to the queue
 QUEUE_NAMES = {message.HOT: "hot", message.BULK: "bulk"}  # in the status file and the metrics
 FAILURES_TOLD = 5  # in a row: a connection that does not answer is given up before
-CLOCKS_APART = 60.0  # s
+CLOCKS_APART, CLOCKS_EVERY = 60.0, 3600.0  # s
 STOP_PATIENCE = 5.0  # s for what is still owed to the broker
 
 
@@ -99,11 +100,11 @@ class LeaseSource(Inbox):
         self._away: dict[str, str] = {}  # roots that are not there -> why
         self._unusable: dict[str, str] = {}  # roots whose messages cannot be served here -> why
         self._avoided: dict[str, float] = {}  # those of which nothing is leased until then
-        self._stale: list[int] = []  # jobs that were not begun and do not move; the loop appends
-        self._lapsed: list[int] = []  # jobs that were begun and do not move; the loop appends
+        self._stale: deque[int] = deque()  # jobs that were not begun and do not move; the loop appends
+        self._lapsed: deque[int] = deque()  # jobs that were begun and do not move; the loop appends
         self._clocks = ""  # how they differ
-        self._unburied: list[Held] = []  # whose dead letters the broker has not taken yet
-        self._next_root_check = self._failures = 0.0
+        self._unstored = ""  # why a dead letter could not be
+        self._next_root_check = self._next_clocks = self._failures = 0.0
         self._asked = False
         self._checked = 0  # the connection whose streams and consumers are as they should be
         self._drained = False
@@ -263,7 +264,8 @@ class LeaseSource(Inbox):
             if isinstance(seen, Todo):
                 self._begin(seen, jobs, refusals)
             else:
-                self._owe(seen.delivery, seen.word)
+                stored = not seen.dead or self._bury(seen.delivery, seen.dead)
+                self._owe(seen.delivery, seen.word if stored else put_back(self._retry_wait))
                 avoid.update([seen.avoid] if seen.avoid is not None else [])
             if isinstance(seen, Todo) or seen.avoid is None:
                 served.add(seen.delivery.consumer)
@@ -280,8 +282,10 @@ class LeaseSource(Inbox):
         if self._checked != (connection := self._broker.connections):
             if found := unfit(self._broker, self._roots, self._times.lease):
                 raise BrokerFault("unfit", f"{found[0]}; mend it with `rmbgd fleet setup --change`")
-            self._compare_clocks()
             self._checked = connection
+        if (now := self._clock.monotonic()) >= self._next_clocks:
+            self._compare_clocks()
+            self._next_clocks = now + CLOCKS_EVERY
 
     def _compare_clocks(self) -> None:
         ahead = clock_ahead(self._broker)
@@ -368,20 +372,15 @@ class LeaseSource(Inbox):
         for job, why in notes.returns:
             if (held := self._held.get(job.job_id)) is not None:
                 self._returned(held, why)
-        stale, self._stale = self._stale, []
-        for held in filter(None, map(self._held.get, stale)):
+        for held in filter(None, map(self._held.get, _taken(self._stale))):
             if held in self._suspects:  # it stays one
                 self._suspects.remove(held)
             else:  # begun here all the same, it is done twice
                 self._forgive(held)
             self._end(held, put_back())
-        lapsed, self._lapsed = self._lapsed, []
-        for held in filter(None, map(self._held.get, lapsed)):
+        for held in filter(None, map(self._held.get, _taken(self._lapsed))):
             if {"", held.announced.root} & self._closed():  # it waits for a disk, and is not to blame
                 self._forgive(held)
-        unburied, self._unburied = self._unburied, []
-        for held in unburied:
-            self._done(held)
         everything = self._closing or self._drained or "" in self._by_operator
         for held in list(self._suspects):  # what was not begun
             if everything or held.announced.root in self._by_operator:
@@ -391,8 +390,8 @@ class LeaseSource(Inbox):
         return len(notes.returns)
 
     def _done(self, held: Held) -> None:
-        if held.is_dead and not self._bury(held):
-            self._unburied.append(held)
+        if held.is_dead and not self._bury(held.delivery, held.announced.root):
+            self._end(held, put_back(self._retry_wait))  # its root has the answer then, and only this is left
             return
         self._entered["ended"] = now = self._clock.monotonic()
         self._window.ended(now - held.progress.leased_at)
@@ -400,12 +399,17 @@ class LeaseSource(Inbox):
             self._ledger.forget(held.announced.identity)
         self._end(held, ACK)
 
-    def _bury(self, held: Held) -> bool:
+    def _bury(self, delivery: Delivery, root: str) -> bool:
         """A dead letter, for `rmbgd fleet retry-dead`; its refusal is in the root already. Was it stored?"""
-        subject = f"{message.DEAD_SUBJECT}.{message.token(held.announced.root)}"
-        with suppress(BrokerFault):
-            return self._broker.publish([(subject, held.delivery.data, "")]) == [None]
-        return False
+        subject = f"{message.DEAD_SUBJECT}.{message.token(root)}"
+        try:
+            [fault] = self._broker.publish([(subject, delivery.data, "")])
+        except BrokerFault as error:
+            fault = error
+        if fault is not None and not isinstance(fault, NotConnected) and self._unstored != fault.detail:
+            self._unstored = fault.detail
+            self._emit("source.unusable", folder=root, detail=f"a dead letter cannot be stored: {fault.detail}")
+        return fault is None
 
     def _forgive(self, held: Held) -> None:
         """It is no suspect for the next worker, and this was no attempt."""
@@ -485,3 +489,8 @@ class LeaseSource(Inbox):
                     self._lapsed.append(job)
                     self._emit("lease.lost", **job_keys(held.job), stage=held.progress.stage)
             told = leases.keys() - moving
+
+
+def _taken(jobs: deque[int]) -> list[int]:
+    """What is there, while another thread appends."""
+    return [jobs.popleft() for _ in range(len(jobs))]

@@ -126,8 +126,8 @@ def unfit(broker: Broker, roots: Iterable[str], lease: float) -> list[str]:
     async def look(client: Client) -> list[str]:
         context, said = client.jetstream(), []
         for stream in stream_configurations():
-            if stream.name in QUEUES:
-                said += _there(await _stream(context, stream, _NEEDED), f"stream {stream.name}")
+            differences = await _stream(context, stream, _NEEDED if stream.name in QUEUES else ())
+            said += _there(differences, f"stream {stream.name}")
         for name, wanted in _consumers(roots, lease):
             said += _there(await _consumer(context, name, wanted), f"consumer {wanted.durable_name} on {name}")
         for bucket in BUCKETS:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from rmbgd.errors import RmbgdError
@@ -19,7 +19,7 @@ BATCH = 256  # names published at once
 OLD_MAXIMUM = (
     10_000  # images announced by one sweep on the queue of lower priority; all that is there is the backfill's
 )
-RECONNECT_PATIENCE = 60  # s
+RECONNECT_PATIENCE = 60.0  # s
 
 
 @dataclass(slots=True)
@@ -89,29 +89,38 @@ def sweep(broker: Broker, root: Root, *, younger_than: float | None = None) -> S
     return swept
 
 
-def _publish_patiently(broker: Broker, stream: str, root: Root, batch: list[Entry]) -> int:
+def _publish_patiently(broker: Broker, stream: str, root: Root, batch: Sequence[Entry]) -> int:
     """How many; fewer than all where the queue is full. Raises BrokerFault."""
-    for left in reversed(range(RECONNECT_PATIENCE)):
+    left, until = batch, time.monotonic() + RECONNECT_PATIENCE
+    while True:
         try:
-            return publish(broker, stream, root, batch, again=True)
+            refused = _refused(broker, stream, root, left, again=True)
         except BrokerFault as fault:
-            if fault.kind == "full":
-                return 0
-            if fault.kind != "unreachable" or not left:
-                raise
-            time.sleep(1.0)
-    raise AssertionError("the last try returns or raises")
+            refused = [(entry, fault) for entry in left]
+        left = [entry for entry, _ in refused]
+        worst = [fault for _, fault in refused if fault.kind not in ("full", "unreachable")]
+        if worst or (refused and time.monotonic() > until and refused[0][1].kind != "full"):
+            raise (worst or [refused[0][1]])[0]
+        if not refused or any(fault.kind == "full" for _, fault in refused):
+            return len(batch) - len(left)
+        time.sleep(1.0)
 
 
-def publish(broker: Broker, stream: str, root: Root, entries: Iterable[Entry], *, again: bool = False) -> int:
+def _refused(
+    broker: Broker, stream: str, root: Root, entries: Iterable[Entry], *, again: bool
+) -> list[tuple[Entry, BrokerFault]]:
+    """Announce these; those that were not stored, and why. Raises BrokerFault where none was."""
+    folder, entries = root.folder, list(entries)
+    names = [Announcement(folder.name, entry.key, entry.fingerprint, folder.recipe) for entry in entries]
+    answers = broker.publish([(each.subject(stream), each.encode(), "" if again else each.identity) for each in names])
+    return [(entry, answer) for entry, answer in zip(entries, answers, strict=True) if answer is not None]
+
+
+def publish(broker: Broker, stream: str, root: Root, entries: Sequence[Entry], *, again: bool = False) -> int:
     """Announce these; how many. `again`: also those that were announced just now, and lost their result since.
 
     Raises BrokerFault: the first that was refused.
     """
-    folder = root.folder
-    names = [Announcement(folder.name, entry.key, entry.fingerprint, folder.recipe) for entry in entries]
-    answers = broker.publish([(each.subject(stream), each.encode(), "" if again else each.identity) for each in names])
-    refused = [answer for answer in answers if answer is not None]
-    if refused:
-        raise BrokerFault(refused[0].kind, refused[0].detail)
-    return len(names)
+    if refused := _refused(broker, stream, root, entries, again=again):
+        raise BrokerFault(refused[0][1].kind, refused[0][1].detail)
+    return len(entries)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from rmbgd.clock import backoff
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fleet import message
@@ -18,7 +18,9 @@ from rmbgd.fleet.message import Announcement, BadMessage
 from rmbgd.fleet.pulls import ACK, TERMINATE, BrokerFault, Delivery, put_back
 from rmbgd.fleet.root import Root, RootAnswer, RootInput, done_again
 
-UNREADABLE_AFTER = 3600.0  # s that an image may not be readable, while its root is, before it is rejected
+UNREADABLE_AFTER = 3600.0  # s that an image cannot be read, while its root can, before it is rejected
+DELAY_MAXIMUM = 600.0  # s before a name with another recipe is looked at again
+OTHER_RECIPE_MOST = 20  # such looks, where names with the right recipe come as well
 UNSEEN_WAIT = 5.0  # s before a file is looked for again: NFS shows a new one, or a new version, only after seconds
 
 
@@ -34,18 +36,23 @@ class Todo:
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """Nothing is to be done: `word` answers the delivery. `avoid`: root and why nothing more of it is to be leased."""
+    """Nothing is to be done: `word` answers the delivery. `avoid`: root and why nothing more of it is to be leased.
+
+    dead  the root, where a dead letter is to be stored before
+    """
 
     delivery: Delivery
     word: bytes
     avoid: tuple[str, str] | None = None
+    dead: str = ""
 
 
 class Triage:
-    """Usable from several threads at once; keeps nothing."""
+    """Usable from several threads at once."""
 
     def __init__(self, roots: Mapping[str, Root], ledger: AttemptLedger, emit: Emit, retry_wait: float) -> None:
         self._roots, self._ledger, self._emit, self._retry_wait = roots, ledger, emit, retry_wait
+        self._fitting: set[str] = set()  # roots of which a name came with the recipe that is configured here
 
     def look(self, delivery: Delivery) -> Todo | Settled:
         try:
@@ -62,9 +69,8 @@ class Triage:
             if delivery.deliveries > 1:
                 attempts = self._ledger.read(announced.identity)
             if announced.recipe != root.folder.recipe:
-                recipes = f"is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
-                why = f"root '{announced.root}' {recipes} here; give all machines the same configuration"
-                return self._give_back(delivery, announced, attempts, self._retry_wait, why)
+                return self._other_recipe(delivery, announced, attempts, root)
+            self._fitting.add(announced.root)
             if (answer := root.answer(key, fingerprint, refusals=delivery.deliveries > 1)) is not None:
                 return self._answered(delivery, announced, answer)
             found = root.source(key, fingerprint)
@@ -73,8 +79,9 @@ class Triage:
         except (OSError, StorageFault) as error:
             if trouble := root.trouble() or (str(error) if isinstance(error, FileNotFoundError) else ""):
                 return self._give_back(delivery, announced, attempts, self._retry_wait, trouble)
-            if delivery.deliveries > 1 and time.time() - delivery.announced > UNREADABLE_AFTER:
-                with suppress(OSError, StorageFault):
+            with suppress(OSError, StorageFault, BrokerFault):
+                attempts = self._ledger.unreadable(announced.identity, attempts)
+                if attempts.unreadable * self._retry_wait > UNREADABLE_AFTER:
                     return Todo(delivery, announced, attempts, root.refusable(key, str(error), Reason.IO_ERROR))
             keys = _keys(delivery, announced)
             self._emit("image.postponed", **keys, why="storage", detail=f"it cannot be read now: {error}")
@@ -85,6 +92,19 @@ class Triage:
             return self._give_back(delivery, announced, attempts, UNSEEN_WAIT)
         self.tell(delivery, announced, why=found.state, detail="another version has its own announcement")
         return Settled(delivery, ACK)
+
+    def _other_recipe(self, delivery: Delivery, announced: Announcement, attempts: Attempts, root: Root) -> Settled:
+        """Where the announcer has another configuration, or the name is older than the configuration."""
+        recipes = f"is to have recipe '{announced.recipe}', and has '{root.folder.recipe}'"
+        fits = announced.root in self._fitting
+        if fits and delivery.deliveries > OTHER_RECIPE_MOST:
+            self.tell(
+                delivery, announced, why="superseded", detail=f"it {recipes} by now; the sweep announces it again"
+            )
+            return Settled(delivery, ACK)
+        why = "" if fits else f"root '{announced.root}' {recipes} here; give all machines the same configuration"
+        delay = backoff(delivery.deliveries, self._retry_wait, DELAY_MAXIMUM)
+        return self._give_back(delivery, announced, attempts, delay, why)
 
     def untaken(self, delivery: Delivery) -> bytes:
         """The answer to one that was not looked at. Raises BrokerFault."""
@@ -114,7 +134,8 @@ class Triage:
             told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
             self._emit("image.failed", **keys, **told, recovered=True)
         self._ledger.forget(announced.identity)
-        return Settled(delivery, ACK)
+        given_up = answer.kind == "failed" and answer.story.get("reason") == Reason.CRASH_LOOP
+        return Settled(delivery, ACK, dead=announced.root if given_up else "")
 
     def _give_back(
         self, delivery: Delivery, announced: Announcement, attempts: Attempts, delay: float, why: str = ""

@@ -18,9 +18,14 @@ DEVICE, MODEL = "cpu", "u2netp"  # what every installation has and needs the lea
 
 
 def reduced(config: Config) -> Config:
-    """The same folders and recipes with the least that can fail: CPU, embedded model, one image at a time."""
+    """The same folders and recipes with the least that can fail: CPU, embedded model, one image at a time.
+
+    A worker of a fleet keeps its models: what it publishes counts as the recipe's for all machines.
+    """
     model = {"model": MODEL, "model_sha256": "", "patch_order": "auto"}
-    recipes = {folder.recipe: config.recipe_of(folder).model_copy(update=model) for folder in config.folder}
+    recipes = config.recipe
+    if config.source.kind == "folders":
+        recipes = {folder.recipe: config.recipe_of(folder).model_copy(update=model) for folder in config.folder}
     one_by_one = {"batch_maximum": 1, "decode_threads": 1, "finish_threads": 1, "queue": 1, "batch_wait": 0.0}
     return config.model_copy(
         update={
@@ -42,9 +47,8 @@ class SafeMode:
         now = start_record.moment(clock.monotonic(), clock.wall().timestamp())
         self._dead = [start for start in start_record.deaths(self._before.starts) if start.age(now) <= self._window]
         self.safe = 0 < service.safe_starts <= len(self._dead)
-        # The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed. A worker of a fleet
-        # waits, too: others have its images, and what it made would count as the recipe's.
-        self.waits = self.safe and (config.health.require_gpu or config.source.kind == "jetstream")
+        # The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed.
+        self.waits = self.safe and config.health.require_gpu
         self.config = reduced(config) if self.safe else config
         process = (os.getpid(), jsonl.process_start(os.getpid()) or 0)
         self._start = Start(*now, environ.get("INVOCATION_ID", ""), process, safe=self.safe)

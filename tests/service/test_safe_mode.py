@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rmbgd.config.load import Config, parse
+from rmbgd.config.load import Config, SourceSettings, parse
 from rmbgd.events import RecordedEvents
 from rmbgd.service import start_record
 from rmbgd.service.safe_mode import SafeMode, reduced
@@ -229,3 +229,15 @@ def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Pa
     assert (less.folder, less.limits, less.service) == (config.folder, config.limits, config.service)
     assert less.pipeline.arena_bytes == config.pipeline.arena_bytes
     Config.model_validate(less.model_dump())
+
+
+def test_a_worker_of_a_fleet_keeps_its_models_in_safe_mode(tmp_path: Path) -> None:
+    """What it publishes counts as the recipe's, on every machine."""
+    folder = {"name": "a"} | {name: str(tmp_path / name) for name in ("input", "output", "done", "failed")}
+    config = configured(
+        tmp_path, recipe={"default": {"model": "birefnet"}}, engine={"device": "cuda:1"}, folder=[folder]
+    )
+    fleet = reduced(config.model_copy(update={"source": SourceSettings(kind="jetstream")}))
+    assert [fleet.recipe_of(folder).model for folder in fleet.folder] == ["birefnet"]
+    assert fleet.engine.device == "cpu"
+    assert [reduced(config).recipe_of(folder).model for folder in config.folder] == ["u2netp"]
