@@ -10,8 +10,6 @@ from rmbgd.fleet.root import Entry, Root
 
 LOOKS_AT_ONCE = 16  # a share answers in milliseconds, and the next look need not wait for that
 LOOKED_AT = 1024
-
-
 UNKNOWN = "unknown"  # of an image whose record cannot be read, while its root can
 
 

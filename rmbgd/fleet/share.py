@@ -179,7 +179,7 @@ class SharedRoot:
         return ""
 
     def _check_unchanged(self, job: Job) -> None:
-        """Raises SourceChanged: the input is another by now, or is gone; it may be one that is no file."""
+        """Raises SourceChanged: another version is there, or none. What is no regular file has not changed."""
         with contextlib.suppress(OSError):
             _open_once(os.path.join(self.folder.input, job.relative_path))
         try:

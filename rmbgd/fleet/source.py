@@ -269,9 +269,11 @@ class LeaseSource(Inbox):
                 avoid.update([seen.avoid] if seen.avoid is not None else [])
             if isinstance(seen, Todo) or seen.avoid is None:
                 served.add(seen.delivery.consumer)
-        for root, why in avoid.items():
-            if message.consumer(root) not in served:
-                self._avoid(root, why)
+        for root in self._roots:
+            if message.consumer(root) in served:
+                self._unusable.pop(root, None)
+            elif root in avoid:
+                self._avoid(root, avoid[root])
 
     def _closed(self) -> set[str]:
         """Roots of which nothing is to be begun; "" stands for all."""
@@ -305,25 +307,20 @@ class LeaseSource(Inbox):
         self._compared()
         if fault is None:
             self._failures = 0
-        else:
-            self._failures += 1
-        # One question without an answer is no news where the next has one.
-        passes = fault is None or (fault.kind == "unreachable" and self._failures < FAILURES_TOLD)
-        text = "" if fault is None or passes else fault.detail
-        if fault is not None:
-            if text and self._unusable.get("") != text and not isinstance(fault, NotConnected):
-                self._emit("source.unusable", detail=text)
-            self._sleep(backoff(int(self._failures), 0.25, self._retry_wait), self._heartbeat)
-        if text:
-            self._unusable[""] = text
-        elif fault is None:
             self._unusable.pop("", None)
+            return
+        self._failures += 1
+        # One question without an answer is no news where the next has one.
+        if fault.kind != "unreachable" or self._failures >= FAILURES_TOLD:
+            if self._unusable.get("") != fault.detail and not isinstance(fault, NotConnected):
+                self._emit("source.unusable", detail=fault.detail)
+            self._unusable[""] = fault.detail
+        self._sleep(backoff(int(self._failures), 0.25, self._retry_wait), self._heartbeat)
 
     # ------------------------------------------------------------------------------------------------ one lease
 
     def _begin(self, todo: Todo, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         announced, found, now = todo.announced, todo.found, self._clock.monotonic()
-        self._unusable.pop(announced.root, None)
         job = job_of(announced, found, now, lease=todo.delivery.name, attempt=todo.attempts.alone + 1)
         held = Held(todo.delivery, announced, todo.attempts, LeaseProgress(now, LEASED, now), job)
         self._held.add(held)

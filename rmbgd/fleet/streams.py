@@ -72,13 +72,9 @@ def consumer_configuration(stream: str, root: str, lease: float) -> ConsumerConf
     )
 
 
-_NEEDED = ("subjects", "retention", "discard", "max_age", "max_msgs_per_subject")  # or names would get lost
-_COMPARED = (
-    *_NEEDED,
-    "storage",
-    "max_msgs",
-    "duplicate_window",
-)  # how much a queue holds is the administrator's choice
+_NEEDED = ("subjects", "retention", "discard", "max_age", "max_msgs_per_subject")
+"""Without these names would get lost; how much a queue holds is the administrator's choice."""
+_COMPARED = (*_NEEDED, "storage", "max_msgs", "duplicate_window")
 _COMPARED_OF_CONSUMERS = ("filter_subject", "ack_policy", "ack_wait", "max_deliver", "max_ack_pending")
 
 

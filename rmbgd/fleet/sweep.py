@@ -16,9 +16,7 @@ from rmbgd.fleet.streams import MESSAGES_MAXIMUM, queue_states
 
 WAITING_MAXIMUM = 1000  # images of a root on the queue; beyond, what waits there would be announced a second time
 BATCH = 256  # names published at once
-OLD_MAXIMUM = (
-    10_000  # images announced by one sweep on the queue of lower priority; all that is there is the backfill's
-)
+OLD_MAXIMUM = 10_000  # images that one sweep announces behind the new ones; more is a backfill's work
 RECONNECT_PATIENCE = 60.0  # s
 
 
@@ -97,12 +95,11 @@ def _publish_patiently(broker: Broker, stream: str, root: Root, batch: Sequence[
             refused = _refused(broker, stream, root, left, again=True)
         except BrokerFault as fault:
             refused = [(entry, fault) for entry in left]
-        left = [entry for entry, _ in refused]
-        worst = [fault for _, fault in refused if fault.kind not in ("full", "unreachable")]
-        if worst or (refused and time.monotonic() > until and refused[0][1].kind != "full"):
-            raise (worst or [refused[0][1]])[0]
-        if not refused or any(fault.kind == "full" for _, fault in refused):
+        left, faults = [entry for entry, _ in refused], [fault for _, fault in refused]
+        if not faults or any(fault.kind == "full" for fault in faults):
             return len(batch) - len(left)
+        if any(fault.kind != "unreachable" for fault in faults) or time.monotonic() > until:
+            raise faults[0]
         time.sleep(1.0)
 
 

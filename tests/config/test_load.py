@@ -136,6 +136,7 @@ def test_jpeg_lies_on_the_background_unless_it_is_a_mask() -> None:
     assert {("png", "colour"), ("jpeg", "rgba"), ("jpeg", "colour")} == {key for key, flat in asked.items() if flat}
 
 
+KEPT = FOLDER | {"originals": "keep"}
 BUCKET = {"name": "cloud", "input": "s3://shop/in", "output": "s3://shop/out", "failed": "s3://shop/failed"}
 _IN_A_BUCKET = [
     ("shop/in", 'write "s3://BUCKET/PREFIX", or "s3://BUCKET" for all of it; did you mean "s3://shop/in"?'),
@@ -204,13 +205,15 @@ def test_no_setting_would_print_a_regular_expression(name: str, field: FieldInfo
     [
         ({"source": {"kind": "folders"}}, 'bucket.0.input: is only for [source] kind = "jetstream"'),
         (
-            {"folder": [FOLDER | {"name": "cloud", "originals": "keep"}]},
+            {"folder": [KEPT | {"name": "cloud"}]},
             "bucket.0.name: 'cloud' is the name of another",
         ),
         ({"bucket": [BUCKET | {"output": "s3://shop/in/out"}]}, "bucket.0.output: s3://shop/in/out/ and input,"),
         ({"bucket": [BUCKET | {"recipe": "wbe"}]}, "bucket.0.recipe: no recipe 'wbe'"),
         ({"recipe": {"default": {"review_below": 0.5}}}, "bucket.0.review: is missing"),
         ({"bucket": BUCKET}, "bucket: write [[bucket]] with two brackets"),
+        ({"bucket": [BUCKET, BUCKET | {"name": "more"}]}, "bucket.1.failed: s3://shop/failed is another root's, too"),
+        ({"folder": [KEPT, KEPT | {"name": "web"}]}, "folder.1.failed: /a/failed is another root's, too"),
     ],
 )
 def test_buckets_that_cannot_be_are_refused(settings: dict[str, Any], said: str) -> None:
@@ -219,7 +222,7 @@ def test_buckets_that_cannot_be_are_refused(settings: dict[str, Any], said: str)
 
 
 def test_only_the_records_of_folders_are_files_of_their_own() -> None:
-    config = parse({"source": {"kind": "jetstream"}, "folder": [FOLDER | {"originals": "keep"}], "bucket": [BUCKET]})
+    config = parse({"source": {"kind": "jetstream"}, "folder": [KEPT], "bucket": [BUCKET]})
     assert config.recipe_of(config.folder[0]).sidecar == "always"
     assert config.recipe_of(config.bucket[0]).sidecar == Recipe().sidecar
     assert [folder.name for folder in config.with_spools().folder] == ["shop", "cloud"]

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from rmbgd.cli import fleet_actions
-from rmbgd.config.load import SourceSettings
 from rmbgd.errors import Exit, RmbgdError
 from rmbgd.fleet import message
 from rmbgd.fleet import sweep as module
@@ -21,25 +20,12 @@ from rmbgd.fleet.message import BULK, HOT
 from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.root import RootAnswer
 from rmbgd.fleet.share import SharedRoot
-from rmbgd.fleet.streams import queue_states, set_up
+from rmbgd.fleet.status import FleetStatus
+from rmbgd.fleet.streams import queue_states
 from rmbgd.fleet.sweep import sweep
-from tests.support.broker import Broker as BrokerUnderTest
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture
-def broker(tmp_path: Path) -> Iterator[Broker]:
-    with BrokerUnderTest(tmp_path) as server:
-        broker = Broker(SourceSettings(servers=[server.url]), "test", lambda _: None)
-        broker.start()
-        try:
-            broker.wait_until_connected(20)
-            set_up(broker, ["shop", "away"], 60.0, change=False)
-            yield broker
-        finally:
-            broker.close()
 
 
 @pytest.fixture
@@ -55,37 +41,37 @@ def waiting(broker: Broker) -> dict[str, int]:
     return {state.stream: state.waiting for state in queue_states(broker, ["shop"])}
 
 
-def test_what_came_lately_is_announced_before_what_is_old(broker: Broker, root: SharedRoot) -> None:
-    assert sweep(broker, root).announced == 5
-    assert waiting(broker) == {HOT: 5, BULK: 0}
+def test_what_came_lately_is_announced_before_what_is_old(fitted: Broker, root: SharedRoot) -> None:
+    assert sweep(fitted, root).announced == 5
+    assert waiting(fitted) == {HOT: 5, BULK: 0}
 
 
 def test_one_sweep_announces_so_many_old_images_and_leaves_the_rest(
-    broker: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch
+    fitted: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(message, "LATELY", -1.0)
     monkeypatch.setattr(module, "OLD_MAXIMUM", 3)
-    swept = sweep(broker, root)
+    swept = sweep(fitted, root)
     assert (swept.seen, swept.announced, swept.left) == (5, 3, 2)
-    assert waiting(broker) == {HOT: 0, BULK: 3}
+    assert waiting(fitted) == {HOT: 0, BULK: 3}
     monkeypatch.setattr(module, "WAITING_MAXIMUM", 2)  # a backfill is at work
-    swept = sweep(broker, root)
+    swept = sweep(fitted, root)
     assert (swept.seen, swept.announced, swept.left) == (5, 0, 5)
 
 
 def test_a_full_queue_leaves_images_for_the_next_sweep(
-    broker: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch
+    fitted: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH", 2)
     answers: Iterator[list[BrokerFault | None]] = iter([[None, None], [None, BrokerFault("full", "maximum messages")]])
-    monkeypatch.setattr(broker, "publish", lambda _: next(answers))
-    swept = sweep(broker, root)
+    monkeypatch.setattr(fitted, "publish", lambda _: next(answers))
+    swept = sweep(fitted, root)
     assert (swept.seen, swept.announced, swept.left) == (5, 3, 2)
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["one record", "the root"])
 def test_a_record_that_cannot_be_read_keeps_no_other_image_back(
-    broker: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch, whole: bool
+    fitted: Broker, root: SharedRoot, monkeypatch: pytest.MonkeyPatch, whole: bool
 ) -> None:
     real = root.answer
 
@@ -99,22 +85,30 @@ def test_a_record_that_cannot_be_read_keeps_no_other_image_back(
     monkeypatch.setattr(root, "answer", answer)
     if whole:
         with pytest.raises(OSError, match=os.strerror(errno.EIO)):
-            sweep(broker, root)
+            sweep(fitted, root)
     else:
-        swept = sweep(broker, root)
+        swept = sweep(fitted, root)
         assert (swept.seen, swept.announced, swept.unknown) == (5, 4, 1)
 
 
 def test_a_root_that_is_away_is_told_of_and_the_others_are_swept(
-    broker: Broker, root: SharedRoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    fitted: Broker, root: SharedRoot, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = root.folder.model_copy(update={"name": "away", "input": tmp_path / "nowhere"})
     away = SharedRoot(folder, root.recipe)
     with pytest.raises(RmbgdError, match="nowhere"):
-        sweep(broker, away)
-    fleet: Any = argparse.Namespace(broker=broker, roots={"away": away, "shop": root})
-    options = argparse.Namespace(root=[], days=None, json=False)
-    assert fleet_actions._sweep(fleet, options) == Exit.FAILED
+        sweep(fitted, away)
+    fleet: Any = argparse.Namespace(broker=fitted, roots={"away": away, "shop": root})
+    assert fleet_actions._sweep(fleet, argparse.Namespace(root=[], days=None, json=False)) == Exit.FAILED
     told = capsys.readouterr()
     assert "root 'away': it is not there" in told.err
     assert "shop: 5 images, 5 without a result announced" in told.out
+
+
+def test_the_status_says_what_troubles_each_worker(capsys: pytest.CaptureFixture[str]) -> None:
+    worker = {"host": "h1", "pid": 7, "trouble": {"shop": "it is missing", "": "its clock is 90 s behind the broker's"}}
+    fleet_actions._print_status(FleetStatus([worker, {"host": "h2", "pid": 8}], [], 0, []))
+    told = capsys.readouterr().out
+    assert "h1 7: root 'shop': it is missing" in told
+    assert "h1 7: its clock is 90 s behind the broker's" in told
+    assert "h2 8:" not in told

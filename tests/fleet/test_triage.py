@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rmbgd.config.load import SourceSettings
 from rmbgd.errors import Reason
 from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker
@@ -19,25 +17,15 @@ from rmbgd.fleet.message import HOT, Announcement, consumer
 from rmbgd.fleet.pulls import ACK, Delivery, put_back
 from rmbgd.fleet.root import RootAnswer
 from rmbgd.fleet.share import SharedRoot, fingerprint_of
-from rmbgd.fleet.streams import set_up
 from rmbgd.fleet.triage import Settled, Todo, Triage
-from tests.support.broker import Broker as BrokerUnderTest
 from tests.support.workspace import Workspace
 
 pytestmark = pytest.mark.integration
 
 
 @pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[AttemptLedger]:
-    with BrokerUnderTest(tmp_path) as server:
-        broker = Broker(SourceSettings(servers=[server.url]), "test", lambda _: None)
-        broker.start()
-        try:
-            broker.wait_until_connected(20)
-            set_up(broker, ["shop"], 60.0, change=False)
-            yield AttemptLedger(broker, "test")
-        finally:
-            broker.close()
+def ledger(fitted: Broker) -> AttemptLedger:
+    return AttemptLedger(fitted, "test")
 
 
 class Unreadable:
