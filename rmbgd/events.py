@@ -39,6 +39,8 @@ _IMAGE = {
     "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total; and the processor time of decode, encode and sync, processor",
     "lease?": "of an image from the queue of a fleet: stream:sequence/delivery",
     "fingerprint?": "of the version that was announced to the fleet",
+    "sequence?": "name of the sequence of which it is a frame",
+    "frame?": "number of the frame",
 }
 _ENDED = _IMAGE | {
     "duplicate?": "true when another worker of the fleet has published the same version, too",
@@ -147,6 +149,24 @@ EVENTS: dict[str, EventKind] = {
             "output?": "path below the output folder", "seconds": "it waited", "recovered?": "true when the service was killed before the decision was carried out, and the next start did; it may then repeat an event",
         },
     ),
+    # --- sequences of frames
+    "sequence.started": EventKind(
+        "info", "The first frame of a sequence in this run of the service.",
+        {"folder": "name of the drop folder", "sequence": "its name", "frame": "number of the frame", "state": "of the temporal filter: new, resumed, reset", "why?": "why it was reset"},
+    ),
+    "sequence.gap": EventKind(
+        "warning", "Frames of a sequence are missing, and were passed over. What comes of them later is published unfiltered.",
+        {"folder": "name of the drop folder", "sequence": "its name", "first": "number that is missing", "last": "likewise", "frames": "so many", "why": "waited (for frame_wait), window (more than frame_window wait behind them)"},
+    ),
+    "sequence.done": EventKind(
+        "info", "A sequence is over. Frames that come later go on where it ended.",
+        {
+            "folder": "name of the drop folder", "sequence": "its name", "frames": "published in order since its sequence.started", "first?": "number of the first of them", "last?": "number of the last",
+            "missing": "frames that were passed over", "apart": "frames that came late, or twice", "seconds": "since sequence.started", "rate?": "frames a second",
+            "why": "marker, quiet, command", "flicker?": "of steady frames: still_change, warped_error, lag",
+        },
+    ),
+    "sequence.state_lost": EventKind("warning", "The state of temporal filters cannot be written: with the next start they begin from nothing. Reported once.", {"path": "of its folder", "detail": "what exactly"}),
     # --- storage
     "storage.paused": EventKind(
         "error", "The disk cannot be written, or the ledger cannot be used. Finished results are kept, no more images are claimed, and it is tried again.",

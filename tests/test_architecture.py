@@ -34,10 +34,12 @@ MAY_USE: dict[str, set[str]] = {
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
-    "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish"},
-    "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
+    "sequence": BASE | {"config", "store", "imaging"},
+    "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish", "sequence"},
+    "intake": BASE | {"config", "store", "imaging", "publish", "pipeline", "sequence"},
     "fleet": BASE | {"config", "store", "publish", "engine", "pipeline", "intake"},
-    "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake", "fleet"},
+    "service": BASE
+    | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake", "fleet", "sequence"},
     "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service", "fleet"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
     "cli": BASE
@@ -152,30 +154,31 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1840, 14),
+    "": (1860, 14),
     "backends": (2400, 19),
     "bench": (740, 4),
-    "cli": (3990, 30),
+    "cli": (4070, 31),
     "deliver": (1830, 12),
-    "config": (1850, 7),
+    "config": (1890, 7),
     "doctor": (860, 5),
     "engine": (4270, 22),
     "imaging": (3050, 18),
-    "intake": (2240, 14),
+    "intake": (2670, 15),
     "models": (4760, 26),
     "mtbf": (2210, 10),
-    "pipeline": (1910, 10),
+    "pipeline": (2020, 10),
     "publish": (1830, 8),
-    "service": (3500, 21),
+    "service": (3510, 21),
     "report": (250, 2),
-    "evaluate": (920, 6),
-    "store": (2250, 13),
-    "telemetry": (900, 6),
+    "evaluate": (1030, 7),
+    "store": (2270, 13),
+    "telemetry": (910, 6),
     "testing": (705, 6),
     "fleet": (4670, 26),
+    "sequence": (1180, 8),
 }
-MODULES, LINES, TEST_LINES = 279, 46_750, 46_100
-FILE_LINES, SETTINGS_LINES = 500, 710
+MODULES, LINES, TEST_LINES = 290, 48_750, 47_550
+FILE_LINES, SETTINGS_LINES = 500, 730
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
     "is told|are told|his turn|stands in"

@@ -3,6 +3,8 @@
     python -m tools.bench pipeline    decode, resize, compose, encode, publish, beside Pillow's way
     python -m tools.bench checks      looking for parts of a file that were never written, beside the whole pipeline
     python -m tools.bench service     the service around a network that costs nothing: start, latency, claims, memory
+    python -m tools.bench frames      frames of a film through the service, in order and steady, around a null network
+    python -m tools.bench live        a live frame beside a backlog of stills and a film, around a network of fixed time
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
     python -m tools.bench filters     how images are brought to a network's size, on images with truth
     python -m tools.bench refine      what refining alpha's edges gains and costs, on images with truth
@@ -28,7 +30,7 @@ from rich.console import Console
 
 from tools.tables import Report
 
-SUBJECTS = "pipeline", "checks", "service", "model", "filters", "refine", "deliver", "load", "race"
+SUBJECTS = "pipeline", "checks", "service", "frames", "live", "model", "filters", "refine", "deliver", "load", "race"
 BENCHES = {name: f"tools.benches.{name}" for name in SUBJECTS}
 BENCHES["gpu"] = "tools.gpubench.sections"
 

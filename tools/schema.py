@@ -48,15 +48,15 @@ KEYS: dict[str, str] = {
         "text": "aside boot_id cause code config decision detail device error event file_system fingerprint folder "
         "format from gate holder hook host how kind lease line mode model operator_action output path person "
         "python quarantine reason recipe result server_version servers setting source stage start "
-        "state_directory status to traceback version what why worker",
+        "sequence state state_directory status to traceback version what why worker",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
-        "count": "adopted arena_bytes arena_resident armed attempt batch bytes bytes_in bytes_out contender_pid "
+        "count": "adopted apart arena_bytes arena_resident armed attempt batch bytes bytes_in bytes_out contender_pid "
         "descriptors done ended_pid engine_tries exit_code failed health.threads height in_flight job jobs ledger_rows "
-        "empty left pid postponed published restarts returned rows rss_bytes service.ready.recovered set_aside skipped "
-        "reviews temporaries told trips unknown waiting wanted watches width",
-        "number": "heartbeat monotonic seconds unusual until uptime window",
+        "empty first frame frames last left missing pid postponed published restarts returned rows rss_bytes "
+        "service.ready.recovered set_aside skipped reviews temporaries told trips unknown waiting wanted watches width",
+        "number": "heartbeat monotonic rate seconds unusual until uptime window",
         "number or null": "oldest_waiting",
         "share": "coverage score soft",
         "flag": "duplicate recovered reused waits",
@@ -66,7 +66,7 @@ KEYS: dict[str, str] = {
         "digest": "sha256_in sha256_out",
         "texts": "causes folders notes reasons threads",
         "counts": "batch_sizes images",
-        "table": "engine engine.started.detail review",
+        "table": "engine engine.started.detail flicker review",
         "list of tables": "outputs",
         "tables": "channels engine.batching.folders models",
         "table of counts": "unwritten",

@@ -25,9 +25,10 @@ from rmbgd.config.settings import LimitSettings
 from rmbgd.errors import ConfigError, Exit, Reason, RmbgdError
 from rmbgd.evaluate import page
 from rmbgd.evaluate.metrics import FIGURES
-from rmbgd.evaluate.pairs import MaskPair, categorized, in_sequence, paired
+from rmbgd.evaluate.pairs import MaskPair, categorized, paired
 from rmbgd.evaluate.risk import RIGHT, RiskCurve, failed, risk_curve, scores_for
 from rmbgd.evaluate.run import Judge, JudgedPair
+from rmbgd.evaluate.sequence import by_sequence, size_changes
 from rmbgd.evaluate.summary import EvaluatedGroup, Evaluation, interval, shown
 from rmbgd.models import licences
 from rmbgd.models.registry import lookup, overlap
@@ -52,7 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--categories", metavar="FILE", type=Path, help="take categories from a CSV file: name,category"
     )
     parser.add_argument(
-        "--sequence", action="store_true", help="the images of a folder are frames: measure flicker too"
+        "--sequence",
+        action="store_true",
+        help="the images of a folder are frames: measure flicker too",
     )
     about = "leave out pixels of TRUTH with this value of 8 bits, such as 128 in trimaps"
     parser.add_argument("--ignore", metavar="VALUE", type=between(0, 255), help=about)
@@ -85,20 +88,27 @@ def run(options: argparse.Namespace) -> int:
     judge = Judge(LimitSettings(), options.ignore)
     prepare(judge.limits)
     with StderrCapture(lambda *_, **__: None):  # what libtiff has to say of hostile files
-        judged = _judged(judge, in_sequence(pairs) if options.sequence else [(pair, None) for pair in pairs])
+        frames: list[tuple[MaskPair, MaskPair | None]] = [(pair, None) for pair in pairs]
+        warnings: list[str] = []
+        if options.sequence:
+            frames, warnings = by_sequence(pairs, categories=options.categories is not None)
+        judged = _judged(judge, frames)
         found = Evaluation(options.predictions, options.truth, dataset, options.model, met, judged, without_truth)
         curve = _risk(options, found, judge.limits)
         cards = [] if options.html is None else list(page.cards(found.worst(options.limit), judge))
     if options.html is not None:
         size = save_page(options.html, page.render(found, cards))
         print(printable(f"{options.html}: {len(cards)} images; {size / 1e6:.1f} MB"), file=sys.stderr)
+    if options.sequence:
+        warnings += size_changes([(each.pair.name, each.width, each.height) for each in found.usable])
+        _warn(warnings)
     if options.json:
         print(to_json(found.document() | ({} if curve is None else {"risk": asdict(curve)})))
     else:
-        _print(found)
+        _print(found, sequences=options.sequence)
         if curve is not None:
             _print_risk(curve)
-    return Exit.FAILED if found.unusable else Exit.OK
+    return Exit.FAILED if found.unusable or warnings else Exit.OK
 
 
 def _pairs(options: argparse.Namespace) -> tuple[list[MaskPair], list[str]]:
@@ -149,7 +159,14 @@ def _judged(judge: Judge, pairs: list[tuple[MaskPair, MaskPair | None]]) -> list
         return list(bar.track(judge.all(pairs, fs.usable_cores()), len(pairs), description="comparing"))
 
 
-def _print(found: Evaluation) -> None:
+def _warn(lines: list[str]) -> None:
+    more = [f"and {len(lines) - LINES} more"] if len(lines) > LINES else []
+    for line in lines[:LINES] + more:
+        print(printable(f"rmbgd eval: {line}"), file=sys.stderr)
+
+
+def _print(found: Evaluation, *, sequences: bool) -> None:
+    """sequences: the categories are, and their mean is shown too, in which each counts as much, however long."""
     everything, *categories = found.groups()
     mean, images = Column("mean", justify="right"), Column("images", justify="right")
     table = Table("figure", mean, "95 % interval", "better", images, box=None, pad_edge=False)
@@ -160,19 +177,23 @@ def _print(found: Evaluation) -> None:
         print_table(table)
     if categories:
         print()
-        print_table(_by_category(categories))
+        print_table(_by_category(categories, mean=sequences))
     lines = [f"{each.pair.name}: {each.reason}: {each.detail}" for each in found.unusable]
     _list("not counted", lines)
     _list("predictions without a truth", found.without_truth)
 
 
-def _by_category(groups: list[EvaluatedGroup]) -> Table:
+def _by_category(groups: list[EvaluatedGroup], *, mean: bool) -> Table:
     columns = [name for name in page.BY_CATEGORY if any(name in group.figures for group in groups)]
     heads = [Column(FIGURES[name].title, justify="right") for name in columns]
     table = Table("category", Column("images", justify="right"), *heads, box=None, pad_edge=False)
     for group in groups:
         means = [shown(group.figures[name].mean) if name in group.figures else "" for name in columns]
         table.add_row(Text(printable(group.category or "")), str(group.images), *means)
+    if mean:
+        known = {name: [group.figures[name].mean for group in groups if name in group.figures] for name in columns}
+        means = [shown(sum(known[name]) / len(known[name])) for name in columns]
+        table.add_row("mean of sequences", str(sum(group.images for group in groups)), *means)
     return table
 
 

@@ -33,6 +33,7 @@ WAITS = {  # gate -> why an image waits; {unchanged} and {left} are times in wor
     "disk_full": "its output has no room",
     "ledger": "the ledger cannot be used; see storage.paused in the log",
     "suspects": "images that the last run died with go first, one at a time",
+    "frame": "complete; a frame before it is missing, and waited for",
     "room": "complete; waits for room in the pipeline",
 }
 NONE = {"waiting": "no image waits", "working": "no image is in work", "failed": "no image failed"}

@@ -36,6 +36,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "retry": "put rejected originals back into the input",
     "pause": "begin no more images, of one folder or of all",
     "resume": "end a pause",
+    "sequence": "list the sequences of frames in work, and end them",
     "backfill": "have all images of a fleet's root processed that have no result yet",
     "fleet": "set up, show and repair the queue that several machines share",
     "report": "show what became of the last images, on a page or as JSON",

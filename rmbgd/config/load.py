@@ -104,6 +104,8 @@ class Config(Settings):
             if folder.review is None and any(recipe.review_below or look.preset for look in recipe.looks):
                 text = f"is missing: recipe '{folder.recipe}' sends images to people; name a directory for them"
                 yield [(*place, "review")], text
+            if isinstance(folder, Folder) and folder.kind == "frames":
+                yield from self._of_frames(place, folder.recipe, recipe, steady=folder.temporal == "steady")
         if self.source.kind == "jetstream":
             yield from self._in_a_fleet()
         elif self.bucket:
@@ -132,6 +134,19 @@ class Config(Settings):
         if self.engine.device == "cpu" and self.health.require_gpu:
             text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
             yield [("engine", "device"), ("health", "require_gpu")], text
+
+    def _of_frames(
+        self, place: Location, name: str, recipe: Recipe, *, steady: bool
+    ) -> Iterator[tuple[Sequence[Location], str]]:
+        if self.source.kind == "jetstream":
+            text = '"frames" is for folders of this machine, [source] kind = "folders": a queue keeps no order'
+            yield [(*place, "kind"), ("source", "kind")], text
+        if recipe.review_below or any(look.preset for look in recipe.looks):
+            text = f"'{name}' sends images to people, and frames of a film cannot wait for them; name another recipe"
+            yield [(*place, "recipe")], text
+        if steady and any(look.mask_bits == 16 for look in recipe.looks):
+            text = f"'{name}' makes masks of 16 bits, and alpha is steadied in 8; drop its mask_bits, or temporal"
+            yield [(*place, "temporal"), (*place, "recipe")], text
 
     @property
     def root_names(self) -> list[str]:

@@ -695,6 +695,18 @@ class Folder(Settings):
         reason="realtime images go first and alone, so that none waits for a batch")
     latency_target: float = setting(0.13, unit="s", ge=0.005, le=3600,
         reason="time an image may spend in the engine. A batch takes at most half of it, as an image may just miss one; raise it where only throughput counts")
+    kind: Literal["images", "frames"] = setting("images",
+        reason="frames: numbered frames of films; a directory is a sequence, or a stem before a number, and its frames leave in the order of their numbers (docs/frames.md)")
+    temporal: Literal["off", "steady"] = setting("off",
+        reason="of frames: steady keeps alpha from flickering, by the frame before; what moves is not smoothed")
+    plate: str = setting("", unit="image, or median",
+        reason='of steady frames of a fixed camera: the empty scene, as an image file; "median" learns it; "" for a camera that moves')
+    frame_wait: float = setting(2.0, unit="s", ge=0.05, le=3600,
+        reason="a missing frame is waited for this long from the moment at which it is wanted, then passed over")
+    frame_window: int = setting(256, unit="frames", ge=1, le=4096,
+        reason="complete frames that wait for a missing one at most; with more it is passed over at once")
+    sequence_quiet: float = setting(60.0, unit="s", ge=0.5, le=86_400,
+        reason="a sequence without a new frame for this long is over; frames that come later go on where it ended")
     watch: Literal["auto", "events", "poll"] = setting("auto", reason="auto polls where events do not arrive")
     require_mount: bool = setting(False,
         reason="true for a removable disk: while nothing is mounted at input, wait and write nothing there")
@@ -705,3 +717,11 @@ class Folder(Settings):
         if self.originals == "archive" and self.done is None:
             text = 'is missing: originals = "archive" needs a `done` folder; give one, or say "delete" or "keep"'
             yield [("done",), ("originals",)], text
+        of_frames = ("temporal", "plate", "frame_wait", "frame_window", "sequence_quiet")
+        own = [name for name in of_frames if getattr(self, name) != Folder.model_fields[name].default]
+        if self.kind != "frames" and own:
+            yield [(own[0],), ("kind",)], 'is for frames of films; set kind = "frames", or drop it'
+        if self.plate and self.temporal != "steady":
+            yield [("plate",), ("temporal",)], 'serves the temporal filter; set temporal = "steady", or drop it'
+        if self.plate not in ("", "median") and not os.path.isabs(self.plate):
+            yield [("plate",)], f"{self.plate!r} is no whole path; write the whole path of an image, or median"

@@ -72,10 +72,11 @@ class Lease(AbstractContextManager["Lease"]):
 
 
 class Arena(AbstractContextManager["Arena"]):
-    """`byte_count` bytes of shared memory. `fd` is for the engine's process: see attach."""
+    """`byte_count` bytes of shared memory, of which `reserved` are for urgent leases. `fd` is for the engine's process:
+    see attach."""
 
-    def __init__(self, byte_count: int) -> None:
-        self.byte_count = byte_count
+    def __init__(self, byte_count: int, reserved: int = 0) -> None:
+        self.byte_count, self._reserved = byte_count, reserved
         self.fd = os.memfd_create("rmbgd-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, byte_count)
         # Not even a misbehaving child can shorten the file under our mapping.
@@ -86,6 +87,7 @@ class Arena(AbstractContextManager["Arena"]):
         # All below is guarded by the lock.
         self._free: list[tuple[int, int]] = [(0, byte_count)]  # (offset, bytes), by offset, never adjacent
         self._queue: deque[threading.Condition] = deque()  # who waits, in order; each is woken when it is the head
+        self._urgent = 0  # of them, the first so many
         self._leased = 0
         self._closed = False
         self._kept: dict[object, int] = {}  # page-locked bytes from the start, by the worker whose device did it
@@ -94,8 +96,10 @@ class Arena(AbstractContextManager["Arena"]):
         self._reached = 0  # the highest address that was lent since the last trim
         self._next_trim: float | None = None
 
-    def lease(self, byte_count: int, heartbeat: Heartbeat | None = None) -> Lease:
+    def lease(self, byte_count: int, heartbeat: Heartbeat | None = None, *, urgent: bool = False) -> Lease:
         """`byte_count` bytes, rounded up to ALIGNMENT; blocks until they fit and everybody who asked before is served.
+
+        An urgent one goes before all others, into what is reserved, too; so does what fits nowhere else.
 
         Raises ValueError when the arena could never hold them, ArenaClosed when it is closed, also while waiting.
         """
@@ -104,7 +108,7 @@ class Arena(AbstractContextManager["Arena"]):
             raise ValueError(f"{byte_count} bytes can never fit into an arena of {self.byte_count}")
         heartbeat = heartbeat or NullHeartbeat()
         with self._lock:
-            lease = Lease(self, self._wait_for(wanted, heartbeat), wanted)
+            lease = Lease(self, self._wait_for(wanted, heartbeat, urgent=urgent), wanted)
         heartbeat.working()
         return lease
 
@@ -177,18 +181,27 @@ class Arena(AbstractContextManager["Arena"]):
             if first < last:
                 self._mapping.madvise(mmap.MADV_REMOVE, first, last - first)
 
-    def _wait_for(self, wanted: int, heartbeat: Heartbeat) -> int:
+    def _wait_for(self, wanted: int, heartbeat: Heartbeat, *, urgent: bool) -> int:
         turn = threading.Condition(self._lock)
-        self._queue.append(turn)
+        if urgent:
+            self._queue.insert(self._urgent, turn)
+            self._urgent += 1
+        else:
+            self._queue.append(turn)
+        most = (
+            self.byte_count if urgent or wanted > self.byte_count - self._reserved else self.byte_count - self._reserved
+        )
         try:
             while not self._closed:
-                if self._queue[0] is turn and (offset := self._cut(wanted)) is not None:
+                fits = self._queue[0] is turn and self._leased + wanted <= most
+                if fits and (offset := self._cut(wanted)) is not None:
                     return offset
                 heartbeat.waiting()
                 turn.wait()
             raise ArenaClosed
         finally:
             self._queue.remove(turn)
+            self._urgent -= urgent
             if self._queue:
                 self._queue[0].notify()
 

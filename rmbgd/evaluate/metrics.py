@@ -54,6 +54,7 @@ FIGURES = {
     "rim_error": FigureKind("rim error"),
     "false_foreground": FigureKind("false foreground"),
     "dtssd": FigureKind("dtSSD"),
+    "moving_edge_error": FigureKind("moving edge error"),
 }
 
 

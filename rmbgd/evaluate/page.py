@@ -19,7 +19,16 @@ from rmbgd.wording import printable
 
 TILES = ("s_measure", "weighted_f", "iou", "mae")
 FACTS = ("s_measure", "weighted_f", "iou", "boundary_iou", "mae", "sad", "false_foreground")
-BY_CATEGORY = ("s_measure", "weighted_f", "iou", "boundary_iou", "mae", "false_foreground")
+BY_CATEGORY = (
+    "s_measure",
+    "weighted_f",
+    "iou",
+    "boundary_iou",
+    "mae",
+    "false_foreground",
+    "dtssd",
+    "moving_edge_error",
+)
 
 
 @dataclass(frozen=True, slots=True)

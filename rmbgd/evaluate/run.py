@@ -19,6 +19,7 @@ from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, RmbgdError
 from rmbgd.evaluate.metrics import Pixels, Plane, dtssd, figures, rim_error
 from rmbgd.evaluate.pairs import MaskPair
+from rmbgd.evaluate.sequence import moving_edge_error
 from rmbgd.fs import open_regular
 from rmbgd.imaging.decode import decode_into, place, probe, read_limited
 from rmbgd.imaging.formats import Header
@@ -91,17 +92,24 @@ class Judge:
             rim = rim_error(found.alpha, found.colours, truth.alpha, truth.colours)
             measured |= {"rim_error": rim} if rim is not None else {}
         if before is not None:
-            measured |= self._flicker(found.alpha, truth.alpha, before)
+            measured |= self._in_motion(found.alpha, truth.alpha, before)
         height, width = truth.alpha.shape
         return JudgedPair(pair, width, height, measured)
 
-    def _flicker(self, alpha: Plane, truth: Plane, before: MaskPair) -> dict[str, float]:
-        """Nothing where the frame before is unusable, which its own row says, or of another size."""
+    def _in_motion(self, alpha: Plane, truth: Plane, before: MaskPair) -> dict[str, float]:
+        """Flicker, and the error at edges that moved.
+
+        Nothing where the frame before is unusable, which its own row says, or of another size.
+        """
         try:
             earlier, true = self.read(before)
         except UnusablePair:
             return {}
-        return {"dtssd": dtssd(alpha, truth, earlier.alpha, true.alpha)} if true.alpha.shape == truth.shape else {}
+        if true.alpha.shape != truth.shape:
+            return {}
+        edges = moving_edge_error(alpha, truth, true.alpha)
+        flicker = {"dtssd": dtssd(alpha, truth, earlier.alpha, true.alpha)}
+        return flicker if edges is None else flicker | {"moving_edge_error": edges}
 
     def read(self, pair: MaskPair) -> tuple[Matte, Matte]:
         """(prediction, truth), both 0 where the truth says that nobody knows. Raises UnusablePair."""

@@ -8,11 +8,14 @@ from __future__ import annotations
 import bisect
 import heapq
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from rmbgd.config.load import Folder
+from rmbgd.intake.frame_queue import FrameQueue
 from rmbgd.intake.readiness import ArrivingFile
+from rmbgd.sequence.numbering import frame_number
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job, Unfinished
 
@@ -35,8 +38,13 @@ class Backlog:
     """Every file is in it at most once: arriving, or complete. Its places are shared evenly among the folders, so that
     the backlog of one does not keep the files of another, which may go before them, from being seen."""
 
-    def __init__(self, folders: Collection[Folder], maximum: int) -> None:
+    def __init__(
+        self, folders: Collection[Folder], maximum: int, frames: Mapping[str, FrameQueue] = MappingProxyType({})
+    ) -> None:
+        """`frames`: what hands out the files of folders of frames, by folder."""
         self._folders = {folder.name: folder for folder in folders}
+        self._frames = frames
+        self._has_live = any(folder.latency == "realtime" for folder in folders)
         self._share = max(1, maximum // max(1, len(self._folders)))
         self._counts = dict.fromkeys(self._folders, 0)
         self._arriving: dict[Key, ArrivingFile] = {}
@@ -51,6 +59,11 @@ class Backlog:
     def full(self, folder: str) -> bool:
         return self._counts[folder] >= self._share
 
+    @property
+    def share(self) -> int:
+        """Files of one folder that have a place."""
+        return self._share
+
     def half_empty(self, folder: str) -> bool:
         return 2 * self._counts[folder] <= self._share
 
@@ -63,6 +76,8 @@ class Backlog:
         self.forget(key)
         self._arriving[key] = arrival
         self._counts[key[0]] += 1
+        if (frames := self._frames.get(key[0])) is not None:
+            frames.arrives(key[1], arrival)
         heapq.heappush(self._looks, (arrival.look_at, next(self._numbers), key))
 
     def complete(self, complete: Complete) -> None:
@@ -71,12 +86,26 @@ class Backlog:
         self.forget(key)
         self._complete[key] = complete
         self._counts[folder.name] += 1
+        if folder.name in self._frames:
+            self._frames[folder.name].add(key[1])
+            return
+        heapq.heappush(self._order[folder.name], self._rank(complete))
+
+    def _rank(self, complete: Complete) -> tuple[bool, float, int, Key]:
+        folder = self._folders[complete.key[0]]
         rank = complete.arrival.first_seen / AGEING - folder.priority
-        heapq.heappush(self._order[folder.name], (folder.latency != "realtime", rank, next(self._numbers), key))
+        return folder.latency != "realtime", rank, next(self._numbers), complete.key
 
     def forget(self, key: Key) -> None:
         if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
             self._counts[key[0]] -= 1
+            if (frames := self._frames.get(key[0])) is not None:
+                frames.discard(key[1])
+
+    def keep(self, folder: str, paths: Collection[str]) -> None:
+        """Of this folder only these keep their places; the others are seen again when there is room."""
+        for key in [key for key in (*self._arriving, *self._complete) if key[0] == folder and key[1] not in paths]:
+            self.forget(key)
 
     def forget_folder(self, folder: str) -> None:
         for key in [key for key in (*self._arriving, *self._complete) if key[0] == folder]:
@@ -95,18 +124,35 @@ class Backlog:
             heapq.heappop(self._looks)
         return self._looks[0][0] if self._looks else None
 
-    def take(self, count: int, closed: Collection[str]) -> list[Complete]:
-        """The first `count` complete files of folders that are not in `closed`; they leave the backlog."""
+    def take(self, count: int, closed: Collection[str], now: float, frames: int, live: int) -> list[Complete]:
+        """The first `count` complete files of folders that are not in `closed`; they leave the backlog.
+
+        `frames`: how many may be frames; `live`: places for realtime folders alone, where there are any.
+        """
+        others = count - live if self._has_live else count
         taken: list[Complete] = []
         while len(taken) < count:
             for order in self._order.values():
                 while order and order[0][3] not in self._complete:
                     heapq.heappop(order)
             heads = [order[0] for name, order in self._order.items() if order and name not in closed]
+            if frames > 0:
+                heads += [
+                    self._rank(self._complete[name, path])
+                    for name, queue in self._frames.items()
+                    if name not in closed
+                    for path in queue.heads(now)
+                ]
             if not heads:
                 break
-            key = min(heads)[3]
-            heapq.heappop(self._order[key[0]])
+            waits_for_batches, _, _, key = min(heads)
+            if waits_for_batches and len(taken) >= others:
+                break
+            if (queue_of := self._frames.get(key[0])) is not None:
+                queue_of.take(key[1], now)
+                frames -= 1
+            else:
+                heapq.heappop(self._order[key[0]])
             taken.append(self._complete[key])
             self.forget(key)
         return taken
@@ -131,8 +177,9 @@ class Suspects:
     kills the service is not counted with it again and again, and is not set aside with it.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Ledger, frames: Collection[str] = ()) -> None:
+        """`frames`: folders whose images are frames, which go in the order of their numbers."""
+        self._ledger, self._frames = ledger, frames
         self._waiting: list[Unfinished] = []
         self._current: int | None = None
 
@@ -158,7 +205,20 @@ class Suspects:
         """
         if not self.remain() or self._current is not None:
             return None
-        job = self._ledger.next_attempt(self._waiting[0])
-        del self._waiting[0]
+        index = self._first()
+        job = self._ledger.next_attempt(self._waiting[index])
+        del self._waiting[index]
         self._current = job.job_id
         return job
+
+    def _first(self) -> int:
+        """Of the sequence of the first one, the lowest number."""
+        first = self._waiting[0]
+        if first.folder not in self._frames or (place := frame_number(first.relative_path)) is None:
+            return 0
+        numbers = [
+            (frame_number(row.relative_path), index)
+            for index, row in enumerate(self._waiting)
+            if row.folder == first.folder
+        ]
+        return min((found.number, index) for found, index in numbers if found and found.sequence == place.sequence)[1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -20,6 +21,7 @@ from rmbgd.intake import readiness
 from rmbgd.intake.claim import ClaimResult, Claims
 from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.empty_folders import EmptyFolders
+from rmbgd.intake.frame_queue import FrameQueue
 from rmbgd.intake.inbox import Inbox
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import ArrivingFile
@@ -28,9 +30,11 @@ from rmbgd.intake.source import IntakeQuestion, IntakeStatistics
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.mounts import free_bytes
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
+from rmbgd.pipeline.pipeline import images_maximum
 from rmbgd.pipeline.queue import Sender
 from rmbgd.publish.archive import Archiver
 from rmbgd.publish.publisher import Publisher
+from rmbgd.sequence.sequences import Sequences
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Job
@@ -84,15 +88,24 @@ class Reconciler(Inbox):
         emit: Emit,
         heartbeat: Heartbeat,
         on_compared: Callable[[], None],
+        sequences: Sequences | None = None,
     ) -> None:
         super().__init__()
+        sequences = sequences or Sequences()
+        self._frames = {
+            folder.name: FrameQueue(folder, sequences.filters, sequences.turns, clock, emit)
+            for folder in config.folder
+            if folder.kind == "frames"
+        }
         self._config, self._ledger, self._clock, self._emit, self._heartbeat = config, ledger, clock, emit, heartbeat
-        self._scanner = Scanner(config, ledger, clock, emit, heartbeat, on_compared, self.wake)
+        self._scanner = Scanner(config, ledger, clock, emit, heartbeat, on_compared, self.wake, self._frames)
         self._backlog, self.watches = self._scanner.backlog, self._scanner.watches
         self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem(), emit)
         self._space = DiskSpaceGuard(config, emit)
         self._recovery = Recovery(config, ledger, publisher, emit, self.watches)
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
+        self._folder_paths = {folder.name: str(folder.input) for folder in config.folder}
+        self._frames_maximum = images_maximum(config.pipeline)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
         self._in_work: dict[int, tuple[Job, ArrivingFile | None]] = {}  # by job; with what was known of the file
@@ -148,7 +161,7 @@ class Reconciler(Inbox):
                 self._recover_again(folder)
             notes = self._take_notes()
             for question in notes.questions:
-                question.answer.put(self._in_work_now(question) if question.in_work else self._waiting_now(question))
+                question.answer.put(self._answer(question))
             self._take_back(notes.returns, notes.ended)
             self._send_suspect(jobs)
             self._scanner.take_hints(rescan=notes.rescan)
@@ -172,6 +185,7 @@ class Reconciler(Inbox):
             self._maintenance.next_moment(),
             self._empty_folders.next_moment(),
             self._space.next_check(now),
+            *(queue.next_moment(now) for queue in self._frames.values()),
         ]
         self._sleep(min(moment for moment in moments if moment is not None) - now, self._heartbeat)
 
@@ -181,6 +195,10 @@ class Reconciler(Inbox):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         self._maintenance.work(now)
         self._empty_folders.work(now)
+        for name, queue in self._frames.items():
+            for marker in queue.look_for_ends(now):
+                with contextlib.suppress(OSError):  # it may not be removed, or somebody has: it is not looked at again
+                    os.unlink(os.path.join(self._folder_paths[name], marker))
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
         refused = "disk_full" if self._space.closed else "ledger" if self._ledger.database.refused else None
         folders = "" if "" in self._by_operator else ",".join(sorted(self._by_operator))
@@ -208,6 +226,8 @@ class Reconciler(Inbox):
         """One image at a time of those that the last run died with, and nothing beside it."""
         if not self._suspects_held and jobs.free() and (job := self._recovery.suspects.next()) is not None:
             self._sent += 1
+            if (queue := self._frames.get(job.folder)) is not None:
+                job = replace(job, turn=queue.sent_again(job.relative_path))
             self._in_work[job.job_id] = job, None
             jobs.send(job)
 
@@ -220,13 +240,18 @@ class Reconciler(Inbox):
         now = self._clock.monotonic()
         closed = {*self._paused_folders(), *self._space.closed, *self._by_operator}
         suspects = not self._suspects_held and self._recovery.suspects.remain()
-        files = [] if suspects or "" in closed else self._backlog.take(jobs.free(), closed)
+        files = (
+            []
+            if suspects or "" in closed
+            else self._backlog.take(jobs.free(), closed, now, self._frames_free(), jobs.statistics().capacity // 4)
+        )
         if not files:
             return False
         try:
             results = self._claims.claim(files)
         except StorageFault:
-            for complete in files:
+            for complete in reversed(files):
+                self._not_sent(complete)
                 self._backlog.complete(complete)
             return False
         for result in results:
@@ -238,6 +263,8 @@ class Reconciler(Inbox):
 
     def _send(self, job: Job, complete: Complete, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         self._sent += 1
+        if (queue := self._frames.get(job.folder)) is not None:
+            job = replace(job, turn=queue.sent(job.relative_path))
         self._in_work[job.job_id] = job, None if complete.refusal else complete.arrival
         if not complete.refusal:
             jobs.send(replace(job, refilled=complete.arrival.refilled))
@@ -252,6 +279,7 @@ class Reconciler(Inbox):
 
     def _not_claimed(self, result: ClaimResult, now: float) -> None:
         key, arrival = result.complete.key, result.complete.arrival
+        self._not_sent(result.complete)
         if result.why in ("vanished", "handled"):
             return
         if result.why == "blocked":
@@ -264,7 +292,25 @@ class Reconciler(Inbox):
             readiness.put_off(arrival, now)
         self._backlog.put(key, arrival)
 
+    def _not_sent(self, complete: Complete) -> None:
+        if (queue := self._frames.get(complete.key[0])) is not None:
+            queue.not_sent(complete.key[1])
+
+    def _frames_free(self) -> int:
+        """Frames that may still be claimed: those that wait for one before them must not fill the pipeline."""
+        return self._frames_maximum - sum(job.turn is not None for job, _ in self._in_work.values())
+
     # ------------------------------------------------------------------------------------------------ what is asked
+
+    def _answer(self, question: IntakeQuestion) -> list[dict[str, object]]:
+        if question.about == "images":
+            return self._in_work_now(question) if question.in_work else self._waiting_now(question)
+        queues = [queue for name, queue in self._frames.items() if question.folder in (None, name)]
+        found = [each for queue in queues for each in queue.describe() if question.sequence in (None, each["sequence"])]
+        if question.about == "end":
+            for queue in queues:
+                queue.end(question.sequence)
+        return found[: question.limit]
 
     def _in_work_now(self, question: IntakeQuestion) -> list[dict[str, object]]:
         now = self._clock.monotonic()
@@ -279,7 +325,7 @@ class Reconciler(Inbox):
         """`gate`: as in readiness, or what holds complete files; `left`: seconds until that is judged anew."""
         now, found = self._clock.monotonic(), []
         for (folder, path), arrival, complete in self._backlog.longest_waiting(question.limit, question.folder):
-            gate = self._closed_by(folder) if complete else arrival.gate
+            gate = self._closed_by(folder, path) if complete else arrival.gate
             patience = arrival.changed_at + self._config.intake.incomplete_timeout
             ends = {"quiet": arrival.look_at} | dict.fromkeys(readiness.MISSING, patience)
             left = ends.get(gate)
@@ -290,8 +336,8 @@ class Reconciler(Inbox):
             )
         return found
 
-    def _closed_by(self, folder: str) -> str:
-        """Why a complete file of this folder is not claimed; "room" when only the pipeline's room is lacking."""
+    def _closed_by(self, folder: str, path: str) -> str:
+        """Why this complete file is not claimed; "room" when only the pipeline's room is lacking."""
         if self._by_operator & {"", folder}:
             return "operator"
         if (kind := self._paused_folders().get(folder)) is not None:
@@ -300,18 +346,24 @@ class Reconciler(Inbox):
             return "disk_full"
         if self._ledger.database.refused is not None:
             return "ledger"
-        return "suspects" if not self._suspects_held and self._recovery.suspects.remain() else "room"
+        if not self._suspects_held and self._recovery.suspects.remain():
+            return "suspects"
+        return "frame" if folder in self._frames and self._frames[folder].is_blocked(path) else "room"
 
     # ------------------------------------------------------------------------------------------------ what comes back
 
     def _take_back(self, returns: list[tuple[Job, str]], ended: list[int]) -> None:
         now = self._clock.monotonic()
         for job, _ in filter(None, (self._in_work.pop(job_id, None) for job_id in ended)):
+            if job.turn is not None:
+                self._frames[job.folder].ended(job.turn)
             if job.claimed_by_rename:
                 self._empty_folders.left(job.folder, job.relative_path, now)
         for job, why in returns:
             self._heartbeat.working()
             _, arrival = self._in_work.pop(job.job_id, (job, None))
+            if job.turn is not None:
+                self._frames[job.folder].returned(job.relative_path, job.turn)
             try:
                 path = self._claims.give_back(job)
             except (StorageFault, OSError):  # the ledger refuses, the folder is away, no descriptor is left

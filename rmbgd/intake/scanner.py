@@ -6,9 +6,11 @@ Events, the first scan and every later one go through one method, `_consider`; n
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from rmbgd.access_rights import why_unreadable
@@ -21,11 +23,13 @@ from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.file_checks import check, has_companion
+from rmbgd.intake.frame_queue import FrameQueue
 from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import ArrivingFile, Readiness
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.mounts import file_system, is_local
+from rmbgd.sequence.numbering import is_end_marker
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Unfinished
 
@@ -93,11 +97,14 @@ class Scanner:
         heartbeat: Heartbeat,
         on_compared: Callable[[], None],
         wake: Callable[[], None],
+        frames: Mapping[str, FrameQueue],
     ) -> None:
+        """`frames`: by folder of frames, what hands its files out."""
         self._settings = config.intake
         self._ledger, self._clock, self._emit, self._heartbeat = ledger, clock, emit, heartbeat
         self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
-        self.backlog = Backlog(config.folder, self._settings.tracked_maximum)
+        self.backlog = Backlog(config.folder, self._settings.tracked_maximum, frames)
+        self._frames = frames
         self.hints = Hints(self._settings.hints_maximum, wake)
         me = this_service(config.service.state_directory)
         self.watches = [
@@ -167,7 +174,7 @@ class Scanner:
         present = [folder for folder in self._folders.values() if folder.watch.present]
         for folder in present:
             moment = folder.next_compare()
-            more = folder.more and self.backlog.half_empty(folder.folder.name)
+            more = folder.more and (self.backlog.half_empty(folder.folder.name) or self._is_missed(folder, now))
             if folder.due or more or moment is None or moment <= now:
                 self._compare(folder, now)
         if self._on_compared is not None and all(folder.compared_at is not None for folder in present):
@@ -179,6 +186,8 @@ class Scanner:
         folder.due = folder.more = False
         directories, missed = self._scan(folder, "", announced=False)
         folder.compared_at = now
+        if (queue := self._frames.get(folder.folder.name)) is not None:
+            queue.unseen, queue.seen_at = folder.more, now
         if not folder.more:
             folder.events_lost = False
             folder.watch.compared(directories, missed if proves else 0)
@@ -188,7 +197,10 @@ class Scanner:
         directories: set[int] = set()
         missed, name, wall = 0, folder.folder.name, self._clock.wall().timestamp()
         with contextlib.suppress(OSError):  # it has gone, or turned unreadable: the watch says so at its next check
-            for path, found in scan(folder.watch.root, below, folder.ignored, recursive=folder.folder.recursive):
+            found_files = scan(folder.watch.root, below, folder.ignored, recursive=folder.folder.recursive)
+            if name in self._frames and not below:
+                found_files = self._nearest(folder, found_files)
+            for path, found in found_files:
                 if isinstance(found, OSError):
                     self.report_blocked((name, path), 0, why_unreadable(found, os.path.join(folder.watch.root, path)))
                 elif stat.S_ISDIR(found.st_mode):
@@ -201,6 +213,33 @@ class Scanner:
                     new = self._consider(folder, path, found, announced=announced)
                     missed += new and wall - found.st_ctime > UNANNOUNCED_AFTER
         return directories, missed
+
+    def _nearest(
+        self, folder: _DropFolder, found: Iterable[tuple[str, os.stat_result | OSError]]
+    ) -> Iterator[tuple[str, os.stat_result | OSError]]:
+        """What was found, of the frames only as many as have a place, those whose turn comes first; they get theirs."""
+        queue, numbers = self._frames[folder.folder.name], itertools.count()
+        files: list[tuple[int, int, str, os.stat_result]] = []  # heap, the farthest first
+        farthest = False
+        for path, status in found:
+            self._heartbeat.working()
+            if isinstance(status, OSError) or not stat.S_ISREG(status.st_mode) or is_end_marker(path):
+                yield path, status
+                continue
+            heapq.heappush(files, (-queue.rank(path), -next(numbers), path, status))
+            if len(files) > self.backlog.share:
+                heapq.heappop(files)
+                farthest = True
+        if farthest:
+            self.backlog.keep(folder.folder.name, {path for _, _, path, _ in files})
+        for _, _, path, status in sorted(files, reverse=True):
+            yield path, status
+        folder.more = folder.more or farthest
+
+    def _is_missed(self, folder: _DropFolder, now: float) -> bool:
+        """Is a frame about to be passed over that may be among the files without a place?"""
+        queue = self._frames.get(folder.folder.name)
+        return queue is not None and queue.wants_all_seen(now)
 
     # ------------------------------------------------------------------------------------------------ every entry
 
@@ -221,6 +260,10 @@ class Scanner:
     def _consider(self, folder: _DropFolder, path: str, status: os.stat_result, *, announced: bool) -> bool:
         """An entry was seen, by an event or a scan. True when it is new here."""
         key = (folder.folder.name, path)
+        if key[0] in self._frames and is_end_marker(path):
+            if self._frames[key[0]].mark_end(path):
+                folder.compare_at_once()  # frames that came before it are known then
+            return False
         version = version_of(status)
         if (refusal := _not_ours_to_read(folder.watch.root, status)) is not None:
             self._refuse_in_place(key, version, *refusal)

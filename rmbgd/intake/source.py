@@ -22,12 +22,15 @@ from rmbgd.store.records import Job
 class IntakeQuestion:
     """What is there now? Of one folder, or of all; the `limit` images that have waited longest. Answered once.
 
-    in_work  of images that are worked on; else of those that wait
+    in_work   of images that are worked on; else of those that wait
+    about     "sequences" asks for these; "end" ends `sequence`, or all, and answers which
     """
 
     in_work: bool
     folder: str | None
     limit: int
+    about: str = "images"
+    sequence: str | None = None
     answer: SimpleQueue[list[dict[str, object]]] = field(default_factory=SimpleQueue)
 
 

@@ -72,7 +72,8 @@ class Recovery:
         self._watches = {watch.folder.name: watch for watch in watches}
         self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
-        self.suspects = Suspects(ledger)
+        frames = {folder.name for folder in config.folder if folder.kind == "frames"}
+        self.suspects = Suspects(ledger, frames)
         self._adoption: Adoption | None = None  # of a ledger that took the place of another
 
     def recover(self, alive: Callable[[], None] = lambda: None) -> Recovered:

@@ -27,6 +27,7 @@ from rmbgd.mounts import is_there
 from rmbgd.pipeline.batching import HEAD_START
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Duplicate, Frame, Postponed, Rejection, Timing
+from rmbgd.sequence.turns import Turns
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import ContentKey, Job
 
@@ -41,11 +42,18 @@ GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR}
 Decoded = Frame | Rejection | Postponed | Duplicate
 
 
-def output_plane(recipe: Recipe) -> OutputPlane:
-    """The least the engine has to write for this recipe."""
+def output_plane(folder: Folder, recipe: Recipe) -> OutputPlane:
+    """The least the engine has to write for this folder: of steady frames alpha alone, colours follow from another."""
+    if folder.temporal == "steady":
+        return OutputPlane.ALPHA8
     if any(look.content != "mask" for look in recipe.looks):
         return OutputPlane.RGBA8
     return OutputPlane.ALPHA16 if any(look.mask_bits == 16 for look in recipe.looks) else OutputPlane.ALPHA8
+
+
+def is_live(folders: Mapping[str, tuple[Folder, Recipe]], job: Job) -> bool:
+    """Is it of a realtime folder?"""
+    return folders[job.folder][0].latency == "realtime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +62,7 @@ class Decoder:
 
     recipe_keys  by folder name: hash of recipe and model
     large        held while one large image is read and decoded
+    turns        of frames
     """
 
     context: EngineContext
@@ -61,6 +70,7 @@ class Decoder:
     recipe_keys: Mapping[str, str]
     ledger: Ledger
     in_flight: Deduplicator
+    turns: Turns
     large: threading.Lock = field(default_factory=threading.Lock)
 
     def decode(self, job: Job, heartbeat: Heartbeat) -> Decoded | None:
@@ -91,15 +101,21 @@ class Decoder:
         finally:
             timing.add("decode", clock.monotonic() - begun)
             timing.end()
+            self.turns.memory.wait(job, heartbeat)
+            self.turns.memory.let_pass(job)
 
     def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
         """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""
 
         def place(index: int) -> float:
             job = jobs[index]
-            return job.claimed_at - (HEAD_START if self.folders[job.folder][0].latency == "realtime" else 0.0)
+            return job.claimed_at - (HEAD_START if is_live(self.folders, job) else 0.0)
 
         return (min(range(len(jobs)), key=place),)
+
+    def first_live(self, jobs: Sequence[Job], _now: float) -> tuple[int] | None:
+        """The oldest of a realtime folder."""
+        return next(((index,) for index, job in enumerate(jobs) if is_live(self.folders, job)), None)
 
     def _decode(self, job: Job, timing: Timing, heartbeat: Heartbeat) -> Decoded | None:
         _, recipe = self.folders[job.folder]
@@ -111,6 +127,8 @@ class Decoder:
         header = probe(data, self.context.config.limits, animated=recipe.animated, metadata=recipe.metadata)
         check_written(data, header, traces, accept=self.context.config.intake.accept_unwritten)
         facts = header.facts(digest)
+        if job.turn is not None:  # what becomes of a frame depends on the one before it, too
+            return self._pixels(job, data, header, facts, timing, heartbeat)
         known = self.ledger.same_content(digest, self.recipe_keys[job.folder])
         if known is not None:
             return Duplicate(job, facts, known, timing)
@@ -126,12 +144,15 @@ class Decoder:
     def _pixels(
         self, job: Job, data: bytes, header: Header, facts: SourceFacts, timing: Timing, heartbeat: Heartbeat
     ) -> Frame:
-        _, recipe = self.folders[job.folder]
         width, height = header.size
-        plane = output_plane(recipe)
+        plane = output_plane(*self.folders[job.folder])
+        self.turns.memory.wait(job, heartbeat)
         lease = self.context.arena.lease(
-            region_bytes(height, width, source_alpha=header.has_alpha, output=plane), heartbeat
+            region_bytes(height, width, source_alpha=header.has_alpha, output=plane),
+            heartbeat,
+            urgent=is_live(self.folders, job),
         )
+        self.turns.memory.let_pass(job)
         try:
             region = Region(lease.offset, height, width, header.has_alpha, plane)
             slot = view(lease.block, region)

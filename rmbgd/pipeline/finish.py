@@ -10,12 +10,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
+
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.deliver import confidence
 from rmbgd.engine.devices import EngineContext
-from rmbgd.engine.types import verdict_of
+from rmbgd.engine.types import Slot, verdict_of, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
+from rmbgd.imaging.compose import compose_rgba
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
@@ -24,6 +27,8 @@ from rmbgd.pipeline.produce import Producer, Unencoded, names_of
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.file_set import FileSet
 from rmbgd.publish.publisher import SourceChanged
+from rmbgd.sequence.sequences import Sequences
+from rmbgd.sequence.turns import ordered
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import ContentKey, Job, Known, Published
@@ -50,6 +55,7 @@ class Finisher:
     storage_retry: StorageRetry
     producer: Producer
     ledger: Ledger
+    sequences: Sequences
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
@@ -59,6 +65,7 @@ class Finisher:
         finally:
             if arrival.lease is not None:
                 arrival.lease.release()
+            self.sequences.turns.ended(arrival.job, heartbeat)
         if isinstance(arrival, Duplicate) or arrival.facts is None:
             return  # only a job that was decoded may lead others
         key = self._content_key(arrival.job, arrival.facts)
@@ -100,31 +107,62 @@ class Finisher:
             detail = f"no pixel group reaches alpha 0.5 (highest {matte.peak:.3f})"
             refusal = Rejection(job, Reason.NO_SUBJECT, detail, "finish", cutout.timing, cutout.facts, cutout.lease)
             return self._refuse(refusal, heartbeat)
+        slot = self._planes(cutout)
         report = _report(cutout, verdict)
         outcome = self._done(cutout, report)
-        published = self._retry(lambda: self._publish(cutout, recipe, report, outcome), job, heartbeat)
+        published = self._retry(lambda: self._publish(cutout, slot, report, outcome, heartbeat), job, heartbeat)
+        self.sequences.turns.deliver.wait(job, heartbeat)
         self._deliver(outcome, job, cutout.timing)
         if outcome.keys["verdict"] == "review":
             detail = "an equal image waits for review; this one is judged by itself"
             return Postponed(job, "review", detail, cutout.timing, cutout.facts)
         return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
 
-    def _publish(self, cutout: Cutout, recipe: Recipe, report: dict[str, object], outcome: JobOutcome) -> Published:
+    def _planes(self, cutout: Cutout) -> Slot:
+        """What files are made from: what the engine wrote, or of a steady frame what its turn makes of that."""
+        job, turns = cutout.job, self.sequences.turns
+        slot, clock = view(cutout.lease.block, cutout.region), self.context.clock
+        folder, recipe = self.folders[job.folder]
+        if folder.kind != "frames":
+            return slot
+        begun = clock.monotonic()
+        alpha = slot.alpha
+        if ordered(job) is not None:
+            given = slot.alpha if slot.rgba is None else slot.rgba[:, :, 3]
+            alpha = self.sequences.filters.apply(job, slot.rgb, np.asarray(given, np.uint8))
+            turns.alpha_made(job)
+        steadied = clock.monotonic()
+        if folder.temporal == "off":
+            return slot
+        cutout.timing.add("steady", steadied - begun)
+        assert alpha is not None
+        if all(look.content == "mask" for look in recipe.looks):
+            return Slot(slot.rgb, None, None, alpha)
+        rgba = np.empty((*alpha.shape, 4), np.uint8)
+        shares = np.multiply(alpha, np.float32(1 / 255), dtype=np.float32)
+        compose_rgba(slot.rgb, shares, None, rgba, clean=recipe.edge_colours == "clean")
+        cutout.timing.add("edges", clock.monotonic() - steadied)
+        return Slot(slot.rgb, None, rgba, None)
+
+    def _publish(
+        self, cutout: Cutout, slot: Slot, report: dict[str, object], outcome: JobOutcome, heartbeat: Heartbeat
+    ) -> Published:
         job, timing = cutout.job, cutout.timing
         clock = self.context.clock
         begun = encoded = clock.monotonic()
         day = self.context.clock.wall().date()
-        folder, _ = self.folders[job.folder]
+        folder, recipe = self.folders[job.folder]
 
         def write(files: FileSet) -> None:
             nonlocal encoded
-            produced = self.producer.produce(cutout, folder, recipe, str(report["verdict"]), files, day)
+            produced = self.producer.produce(cutout, slot, folder, recipe, str(report["verdict"]), files, day)
             encoded = clock.monotonic()
             timing.add("encode", encoded - begun)
             outcome.add(milliseconds=self._milliseconds(job, timing), verdict=produced.verdict, **produced.keys)
             if "score" in produced.keys:
                 report["score"] = produced.keys["score"]
-            if notes := [*cutout.facts.notes, *produced.notes]:
+            turn = [job.turn.note] if job.turn is not None and job.turn.note else []
+            if notes := [*cutout.facts.notes, *produced.notes, *turn]:
                 outcome.add(notes=notes)
             if produced.reasons:
                 outcome.add(reasons=produced.reasons)
@@ -135,9 +173,11 @@ class Finisher:
             said = {key: outcome.keys[key] for key in _SAID_BESIDE if key in outcome.keys}
             said |= {"compliance": produced.compliance} if produced.compliance else {}
             files.sidecar_facts = _sidecar(cutout.facts, recipe, dict(report) | said)
+            files.turn = self.sequences.turns.names.turn(job, heartbeat)
 
         # A lesser model's answer is published but not remembered: equal images deserve what was asked for.
-        content = self._content_key(job, cutout.facts) if cutout.answer.model == recipe.model else None
+        remembered = cutout.answer.model == recipe.model and job.turn is None
+        content = self._content_key(job, cutout.facts) if remembered else None
         published = self.publisher.publish(job, write, outcome, content=content, report=report)
         timing.add("sync", clock.monotonic() - encoded)
         return published
@@ -181,6 +221,8 @@ class Finisher:
         job = postponed.job
         spent, why, detail = self._milliseconds(job, postponed.timing), postponed.why, postponed.detail
         self.context.emit("image.postponed", **job_keys(job), milliseconds=spent, why=why, detail=detail)
+        if ordered(job) is not None:
+            self.sequences.filters.undo(job)
         self.intake.give_back(job, why, detail)
         return postponed
 

@@ -13,7 +13,7 @@ from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine import retry
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
-from rmbgd.engine.types import EngineDescription, Work
+from rmbgd.engine.types import EngineDescription, OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat
@@ -182,7 +182,7 @@ class DeviceThread:
 
     def _work(self, frame: Frame) -> Work:
         _, recipe = self._folders[frame.job.folder]
-        clean = recipe.edge_colours == "clean" and any(look.content != "mask" for look in recipe.looks)
+        clean = recipe.edge_colours == "clean" and frame.region.output is OutputPlane.RGBA8
         model = self._supervisor.substitutes.get(recipe.model, recipe.model)
         refine, second_look = recipe.refine == "auto", recipe.review_below > 0
         return Work(frame.job.job_id, frame.region, model, clean, refine, second_look)

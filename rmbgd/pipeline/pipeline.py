@@ -5,9 +5,12 @@ The thread that builds a Pipeline owns its ends: it closes the last sender of jo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 
 from rmbgd.config.load import Folder, PipelineSettings, Recipe
@@ -15,7 +18,7 @@ from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
 from rmbgd.engine.supervisor import StartThread
 from rmbgd.engine.types import EngineDescription
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.pipeline.decode import Decoder
+from rmbgd.pipeline.decode import Decoder, is_live
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
 from rmbgd.pipeline.finish import Finisher
 from rmbgd.pipeline.infer import DeviceThread
@@ -23,9 +26,12 @@ from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, ResultPub
 from rmbgd.pipeline.produce import Producer
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
+from rmbgd.sequence.sequences import Sequences
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
 
+LIVE = "live"  # the thread of a stage that takes images of realtime folders alone, so that it is never busy with others
+NICE = 10  # of threads that may be busy with other images, where there are realtime folders
 FOLLOWERS_MAXIMUM = 64  # claimed images that may wait for an equal one; each holds a row and a few hundred bytes
 
 
@@ -47,6 +53,7 @@ class PipelineContext:
     on_ready: Callable[[EngineDescription], None]
     on_room: Callable[[], None]
     followers: int = FOLLOWERS_MAXIMUM
+    sequences: Sequences = field(default_factory=Sequences)
 
 
 def images_maximum(settings: PipelineSettings) -> int:
@@ -63,12 +70,19 @@ class Pipeline:
         self._folders: dict[str, tuple[Folder, Recipe]] = {
             folder.name: (folder, config.recipe_of(folder)) for folder in config.folder
         }
+        self._has_live = any(folder.latency == "realtime" for folder in config.folder)
+        self._has_frames = any(folder.kind == "frames" for folder in config.folder)
         places = config.pipeline.queue
         self.jobs: Sender[Job]
         self._waiting: Receiver[Job]  # the owner's own end, to take back what was not decoded
         self.jobs, self._waiting = queue(places, "jobs", context.engine.clock, context.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", context.engine.clock)
-        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", context.engine.clock)
+        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(
+            # Frames that wait here for one before them must not keep that one out.
+            places + (images_maximum(config.pipeline) if self._has_frames else 0),
+            "arrivals",
+            context.engine.clock,
+        )
         self._in_flight = Deduplicator(followers_maximum=context.followers)
         # What depends on the identity of the models: set by the thread "infer" when one is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
@@ -77,18 +91,21 @@ class Pipeline:
         """Start every thread. They wait for the engine; jobs wait in their queue."""
         context, pipeline = self._context, self._context.engine.config.pipeline
         bodies: list[tuple[str, Callable[[], None]]] = []
-        for number in range(pipeline.decode_threads):
+        live = [LIVE] if self._has_live else []
+        for number in (*range(pipeline.decode_threads), *live):
             heartbeat = context.new_heartbeat(name := f"decode-{number}")
-            jobs, frames = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat)
-            bodies.append((name, partial(self._decode, jobs, frames, self._arrivals[0].clone(heartbeat), heartbeat)))
+            ends = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat), self._arrivals[0].clone(heartbeat)
+            bodies.append((name, partial(self._decode, *ends, heartbeat, only_live=number == LIVE)))
         heartbeat = context.new_heartbeat("infer")
-        ends = self._frames[1].clone(heartbeat), self._arrivals[0].clone(heartbeat)
-        bodies.append(("infer", partial(self._infer, *ends, heartbeat)))
-        for number in range(pipeline.finish_threads):
+        both = self._frames[1].clone(heartbeat), self._arrivals[0].clone(heartbeat)
+        bodies.append(("infer", partial(self._infer, *both, heartbeat)))
+        for number in (*range(pipeline.finish_threads), *live):
             heartbeat = context.new_heartbeat(name := f"finish-{number}")
-            bodies.append((name, partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat)))
+            arrivals = self._arrivals[1].clone(heartbeat)
+            bodies.append((name, partial(self._finish, arrivals, heartbeat, only_live=number == LIVE)))
         for name, body in bodies:
             context.start_thread(name, body)
+        context.sequences.turns.listen(self._arrivals[1].look_again)
         self._frames[0].close()
         self._frames[1].close()
         self._arrivals[1].close()
@@ -117,19 +134,26 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------------ thread bodies
 
     def _decode(
-        self, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
+        self,
+        jobs: Receiver[Job],
+        frames: Sender[Frame],
+        arrivals: Sender[Arrival],
+        heartbeat: Heartbeat,
+        *,
+        only_live: bool,
     ) -> None:
         """Until the last producer of jobs has gone: frames go to the device, everything else to the finish stage."""
         with jobs, frames, arrivals:
             heartbeat.waiting()
+            self._be_nice(only_live=only_live)
             try:
                 decoder, _ = self._stages.result()
                 while True:
-                    [job] = jobs.receive_chosen(decoder.first)
+                    [job] = jobs.receive_chosen(decoder.first_live if only_live else decoder.first)
                     self._context.source.moved(job, "decode")
                     decoded = decoder.decode(job, heartbeat)
                     if isinstance(decoded, Frame):
-                        frames.send(decoded)
+                        frames.send(decoded, urgent=only_live)
                     elif decoded is not None:
                         arrivals.send(decoded)
             except (CancelledError, NoSenders):  # cancelled: there will be no engine, the owner takes the jobs back
@@ -162,15 +186,34 @@ class Pipeline:
             finally:
                 self._stages.cancel()
 
-    def _finish(self, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
+    def _finish(self, arrivals: Receiver[Arrival], heartbeat: Heartbeat, *, only_live: bool) -> None:
         with arrivals:
             heartbeat.waiting()
+            self._be_nice(only_live=only_live)
+            choose = partial(self._first_open, only_live=only_live)
             try:
                 _, finisher = self._stages.result()
             except CancelledError:  # nothing was decoded; what comes now only goes back
                 finisher = self._finisher({})
-            for arrival in arrivals:
-                finisher.finish(arrival, heartbeat)
+            with suppress(NoSenders):
+                while True:
+                    [arrival] = arrivals.receive_chosen(choose)
+                    finisher.finish(arrival, heartbeat)
+
+    def _first_open(self, arrivals: Sequence[Arrival], _now: float, *, only_live: bool) -> tuple[int] | None:
+        """The first that waits for no frame before it: of those of realtime folders, if there are any."""
+        gate, first = self._context.sequences.turns.alpha, None
+        for index, arrival in enumerate(arrivals):
+            if (is_live(self._folders, arrival.job) or (first is None and not only_live)) and gate.is_open(arrival.job):
+                if is_live(self._folders, arrival.job):
+                    return (index,)
+                first = (index,)
+        return first
+
+    def _be_nice(self, *, only_live: bool) -> None:
+        """The calling thread lets those go first that work for realtime folders alone."""
+        if self._has_live and not only_live:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
     # ------------------------------------------------------------------------------------------------ what they share
 
@@ -180,7 +223,8 @@ class Pipeline:
         keys = {
             name: recipe_hash(recipe, models.get(recipe.model, {}), presets) for name, (_, recipe) in folders.items()
         }
-        decoder = Decoder(context.engine, folders, keys, context.ledger, self._in_flight)
+        turns = context.sequences.turns
+        decoder = Decoder(context.engine, folders, keys, context.ledger, self._in_flight, turns)
         self._stages.set_result((decoder, self._finisher(keys)))
         context.on_ready(description)
 
@@ -196,4 +240,5 @@ class Pipeline:
             storage_retry=context.storage_retry,
             producer=Producer(context.engine.config.presets),
             ledger=context.ledger,
+            sequences=context.sequences,
         )

@@ -24,7 +24,7 @@ from rmbgd.deliver.make import Rules, make
 from rmbgd.deliver.preview import preview
 from rmbgd.deliver.subject_seeds import FILE_BYTES_MAXIMUM, SubjectSeeds, parse_seeds
 from rmbgd.deliver.subjects import Parts
-from rmbgd.engine.types import Slot, view
+from rmbgd.engine.types import Slot
 from rmbgd.errors import ImageError
 from rmbgd.fs import folder_beneath, open_regular
 from rmbgd.imaging.compose import Bytes, Pixels
@@ -107,13 +107,13 @@ class Producer:
     large: threading.Lock = field(default_factory=threading.Lock)
 
     def produce(
-        self, cutout: Cutout, folder: Folder, recipe: Recipe, verdict: str, files: FileSet, day: date
+        self, cutout: Cutout, slot: Slot, folder: Folder, recipe: Recipe, verdict: str, files: FileSet, day: date
     ) -> Produced:
-        """Make the set of one image in `files`; may be called again for the same planes.
+        """Make the set of one image in `files` from its planes; may be called again for the same ones.
 
         Raises ImageError, Unencoded, and whatever writing raises.
         """
-        slot, produced = view(cutout.lease.block, cutout.region), Produced(verdict)
+        produced = Produced(verdict)
         try:
             _Set(self, cutout, slot, _alpha(slot), folder, recipe, files, day, produced).make()
         except MemoryError as error:

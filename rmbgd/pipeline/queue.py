@@ -163,12 +163,12 @@ class _End(Generic[T]):
 
 
 class Sender(_End[T]):
-    def send(self, item: T) -> None:
-        """Put `item` behind the others; blocks while the queue is full. Raises NoReceivers."""
+    def send(self, item: T, *, urgent: bool = False) -> None:
+        """Put `item` behind the others; blocks while the queue is full, but for an urgent one. Raises NoReceivers."""
         shared = self._shared
         with shared.lock:
             self._check_open()
-            while shared.receivers.open and len(shared.items) >= shared.capacity:
+            while shared.receivers.open and len(shared.items) >= shared.capacity and not urgent:
                 shared.senders.block(self._heartbeat)
             if not shared.receivers.open:
                 raise NoReceivers(shared.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Self
 
@@ -18,16 +18,21 @@ from rmbgd.publish.temporary import GONE, Temporary, hash_of, is_beneath, make_f
 from rmbgd.store.records import FileName, Job, Published, PublishedFile, SetFile, Target
 
 
+class _NameTaken(Exception): ...
+
+
 class FileSet:
     """Temporaries of a job below `root`; removed on every way out on which they got no names. Belongs to one thread.
 
     review         set it, and the whole set goes to people instead
     sidecar_facts  set them, and they become the <output>.json beside the first file, which is published before it
+    turn           entered while the files get their names, and once more where they have not got them
     """
 
     def __init__(self, job: Job, root: str, mode: int, fs: FileSystem) -> None:
         self.review = False
         self.sidecar_facts: Mapping[str, object] | None = None
+        self.turn: AbstractContextManager[object] = nullcontext()
         self._job, self._root, self._mode, self._fs = job, root, mode, fs
         self._opened = ExitStack()
         self._made: list[tuple[FileName, Temporary, dict[str, object]]] = []
@@ -97,11 +102,14 @@ class FileSet:
         """The first comes last: where that stands, they all do. False, and none has a name, when one is taken."""
         renamed: list[tuple[Temporary, str]] = []
         try:
-            for (_, temporary, _), target, replace in reversed([*zip(self._made, targets, ours, strict=True)]):
-                if not temporary.publish(target.full, replace=replace):
-                    _withdraw(renamed)
-                    return False
-                renamed.append((temporary, target.full))
+            with self.turn:
+                for (_, temporary, _), target, replace in reversed([*zip(self._made, targets, ours, strict=True)]):
+                    if not temporary.publish(target.full, replace=replace):
+                        raise _NameTaken  # noqa: TRY301 - only by an error is the turn left for another try
+                    renamed.append((temporary, target.full))
+        except _NameTaken:
+            _withdraw(renamed)
+            return False
         except OSError:
             _withdraw(renamed)
             raise

@@ -38,6 +38,7 @@ from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.review import Reviewer
+from rmbgd.sequence.sequences import open_sequences
 from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.hooks import Hooks
@@ -190,11 +191,13 @@ class Service:
         self._ledger = self._open_ledger()
         stack.callback(self._ledger.close)
         life.begin(emit)
-        self._arena = Arena(config.pipeline.arena_bytes)
+        has_live = any(folder.latency == "realtime" for folder in config.folder)
+        self._arena = Arena(config.pipeline.arena_bytes, config.pipeline.arena_bytes // 8 if has_live else 0)
         stack.callback(self._arena.close)
         self._threads = ThreadGroup(self.messages.put)
         self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
+        self._sequences = open_sequences(config, emit, config.service.state_directory)
         results = self._open_source(publisher)
         stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
@@ -246,6 +249,7 @@ class Service:
                 emit=emit,
                 heartbeat=heartbeat,
                 on_compared=compared,
+                sequences=self._sequences,
             )
             return publisher
         from rmbgd.fleet.worker import open_worker  # its libraries are an extra, and nobody else needs them
@@ -275,6 +279,7 @@ class Service:
             start_thread=self._threads.start,
             on_ready=self._engine_ready,
             on_room=self._intake.wake,
+            sequences=self._sequences,
         )
         if not self._announces:
             return Pipeline(context)

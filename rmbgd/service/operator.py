@@ -59,7 +59,9 @@ class Operator:
                 return self._list(request)
             case "reviews":
                 return self._reviews(request)
-            case "retry" | "approve" | "reject" | "pause" | "resume" as verb if not peer.may_act:
+            case "sequences":
+                return {"rows": self._ask(IntakeQuestion(False, self._folder(request), ROWS_MAXIMUM, "sequences"))}
+            case "retry" | "approve" | "reject" | "pause" | "resume" | "end_sequence" as verb if not peer.may_act:
                 raise RefusedRequest(f"user {peer.person} may look, but not {verb}: be root, or the service's user")
             case "retry":
                 return self._retry(request, peer.person)
@@ -69,7 +71,11 @@ class Operator:
                 return self._pause(self._folder(request), peer.person)
             case "resume":
                 return self._resume(self._folder(request), peer.person)
-        raise RefusedRequest("unknown request: `do` is one of list, retry, reviews, approve, reject, pause, resume")
+            case "end_sequence":
+                about = (ROWS_MAXIMUM, "end", _text(request, "sequence"))
+                return {"rows": self._ask(IntakeQuestion(False, self._folder(request), *about))}
+        verbs = "list, retry, reviews, approve, reject, pause, resume, sequences, end_sequence"
+        raise RefusedRequest(f"unknown request: `do` is one of {verbs}")
 
     def _folder(self, request: Mapping[str, Any]) -> str | None:
         name = _text(request, "folder")
@@ -85,14 +91,16 @@ class Operator:
             return {"rows": ended(self._ledger.path, state, folder, limit, self._folders)}
         if state not in LIVE:
             raise RefusedRequest(f"state is one of {', '.join((*LIVE, *ENDED))}")
-        rows = self._intake.ask(IntakeQuestion(state == "working", folder, limit), INTAKE_PATIENCE)
-        if rows is None:
-            raise RefusedRequest(
-                f"the intake has not answered for {INTAKE_PATIENCE:g} s: perhaps a disk hangs; try again"
-            )
+        rows = self._ask(IntakeQuestion(state == "working", folder, limit))
         folders = self._intake.statistics().folders
         unseen = [name for name, facts in folders.items() if facts.get("more") and folder in (None, name)]
         return {"rows": rows, "unseen": unseen if state == "waiting" else [], "pauses": self._pauses}
+
+    def _ask(self, question: IntakeQuestion) -> list[dict[str, object]]:
+        if (rows := self._intake.ask(question, INTAKE_PATIENCE)) is None:
+            text = f"the intake has not answered for {INTAKE_PATIENCE:g} s: perhaps a disk hangs; try again"
+            raise RefusedRequest(text)
+        return rows
 
     # ---------------------------------------------------------------------------------------------- retry
 

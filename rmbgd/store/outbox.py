@@ -50,6 +50,9 @@ def job_keys(job: Job) -> dict[str, object]:
     }
     if job.leased is not None:
         keys |= {"fingerprint": job.leased.fingerprint} | ({"lease": job.leased.lease} if job.leased.lease else {})
+    if job.turn is not None:
+        keys |= {"sequence": job.turn.sequence}
+        keys |= {} if job.turn.number is None else {"frame": job.turn.number}
     return keys
 
 

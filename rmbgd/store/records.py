@@ -23,6 +23,24 @@ class Leased:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameTurn:
+    """What makes a job a frame of a sequence.
+
+    sequence  its name, a path below the drop folder
+    number    of the frame; None where it has none
+    ticket    its place in the order in which frames of its sequence were claimed; 0: it goes for itself, as `note` says
+    previous  the ticket of the frame before it, or 0
+    note      late_frame, doubled_number, no_number; empty for a frame in order
+    """
+
+    sequence: str
+    number: int | None
+    ticket: int
+    previous: int
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """One version of one input, claimed.
 
@@ -32,6 +50,7 @@ class Job:
     final          the readiness policy has given up waiting: damage is now a refusal, not a reason to wait
     refilled       its content changed while its size did not, as this run saw; not in the ledger
     leased         None where it was claimed from a drop folder
+    turn           None where it is no frame of a sequence; not in the ledger
     """
 
     job_id: int
@@ -46,6 +65,7 @@ class Job:
     final: bool = False
     refilled: bool = False
     leased: Leased | None = None
+    turn: FrameTurn | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,15 @@ SENTENCES = {
     "service.failed": "{stage} failed, so the service ends: {error}",
     "service.exit": "the process ended[ after {uptime:time}]: {result} ({code}, {status})",
     "service.safe_mode": "safe mode, on {device} with {model}, for {seconds:time}: the last starts died ({causes})",
+    "sequence.started": (
+        "sequence {folder}/{sequence} begins with frame {frame}[; its filter begins from nothing: {why}]"
+    ),
+    "sequence.gap": "sequence {folder}/{sequence}: frames {first} to {last} are missing ({why})",
+    "sequence.done": (
+        "sequence {folder}/{sequence} is over ({why}): {frames} frames[, {missing} missing][, {apart} out of order]"
+        "[, {rate} a second]"
+    ),
+    "sequence.state_lost": "cannot keep the state of sequences in {path}: {detail}",
     "service.paused": "paused[ folder {folder}] by {person}",
     "service.resumed": "resumed[ folder {folder}] by {person} after {seconds:time}",
     "config.adjusted": "{setting} = {configured} is read as {used}: {why}",

@@ -152,6 +152,10 @@ CASES = [
         for command in ("list waiting", "list failed", "retry --failed", "pause", "resume")
     ),
     *(
+        Case(f"sequence {command} --config @/run-closed.toml", "closed/control.sock")
+        for command in ("list", "end film take/")
+    ),
+    *(
         Case(f"review {command} --config @/run-closed.toml", "closed/control.sock")
         for command in ("list", "approve 7", "reject @/a.png")
     ),
@@ -261,7 +265,7 @@ def test_a_path_that_cannot_be_used_is_told_in_one_line(
     assert len(told[0]) < 400
 
 
-GROUPS = ("fleet", "models", "presets", "ledger", "hooks", "review", "service")  # of commands
+GROUPS = ("sequence", "fleet", "models", "presets", "ledger", "hooks", "review", "service")  # of commands
 
 
 def test_no_command_is_left_out() -> None:

@@ -19,11 +19,11 @@ from rmbgd.engine.types import ALIGNMENT
 from tests.engine.processes import PATIENCE, SpyHeartbeat
 
 
-def asked(arena: Arena, byte_count: int) -> Future:
+def asked(arena: Arena, byte_count: int, *, urgent: bool = False) -> Future:
     """A lease asked for in a thread of its own; returns when it is known to be waiting."""
     heartbeat = SpyHeartbeat()
     pool = ThreadPoolExecutor(1)
-    future = pool.submit(arena.lease, byte_count, heartbeat)
+    future = pool.submit(arena.lease, byte_count, heartbeat, urgent=urgent)
     pool.shutdown(wait=False)
     assert heartbeat.blocked.wait(PATIENCE)
     return future
@@ -98,6 +98,26 @@ def test_waiting_threads_are_served_in_the_order_they_asked(sizes):
         held.release()
         assert arena.statistics().waiting == 0
         assert served == [[k <= turn for k in range(len(sizes))] for turn in range(len(sizes))]
+
+
+def test_an_urgent_lease_goes_before_all_others_and_into_what_is_reserved():
+    with Arena(8 * ALIGNMENT, reserved=2 * ALIGNMENT) as arena:
+        held = arena.lease(6 * ALIGNMENT)
+        ordinary = asked(arena, ALIGNMENT)
+        first = arena.lease(ALIGNMENT, urgent=True)
+        second = arena.lease(ALIGNMENT, urgent=True)
+        urgent = asked(arena, 6 * ALIGNMENT, urgent=True)
+        held.release()
+        taken = urgent.result(PATIENCE)
+        assert not ordinary.done()
+        for lease in (first, second, taken):
+            lease.release()
+        ordinary.result(PATIENCE).release()
+
+
+def test_what_fits_nowhere_else_may_use_what_is_reserved():
+    with Arena(8 * ALIGNMENT, reserved=2 * ALIGNMENT) as arena, arena.lease(ALIGNMENT):
+        arena.lease(7 * ALIGNMENT).release()
 
 
 def test_closing_wakes_who_waits():

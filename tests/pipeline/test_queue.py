@@ -128,6 +128,13 @@ def test_a_full_channel_blocks_its_sender_and_says_so():
         assert (heartbeat.told[0], heartbeat.told[-1]) == ("waiting", "working")
 
 
+def test_an_urgent_item_goes_into_a_full_channel():
+    with holding("ab", capacity=2) as (sender, receiver):
+        sender.send("!", urgent=True)
+        assert receiver.statistics().depth == 3
+        assert [receiver.receive() for _ in range(3)] == ["a", "b", "!"]
+
+
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
     heartbeat = SpyHeartbeat()
     with holding("", 1) as (sender, receiver), receiver.clone(heartbeat) as blocked:

@@ -3,7 +3,8 @@
 Goes through the command line's own door, so that exit statuses are the real ones; the product itself has no switch for
 tests. Everything is off unless asked for.
 
-    engine   keyword arguments of FakeBackend (script, poison, start, ...), and `delay`: seconds for every batch
+    engine   keyword arguments of FakeBackend (script, poison, start, ...), and `delay`: seconds for every batch;
+             `hard`: alpha is nearly everywhere 0 or 255, as a network's is
     gpu      the real failover over child processes with fake engines: `orders` (a folder, see Orders), `sensor`
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
              FakeBackend), `count` (visible GPUs); each GPU but the first has a folder and a file of its own, which end
@@ -38,6 +39,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rmbgd.cli import main as cli
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
@@ -45,7 +48,7 @@ from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor
-from rmbgd.engine.types import BatchReport, Work
+from rmbgd.engine.types import BatchReport, Work, view
 from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
 from rmbgd.heartbeat import Heartbeat
@@ -62,6 +65,7 @@ from rmbgd.testing.worker import in_process
 SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
 PRUNE_EVERY = 1.0  # s
 ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
+HARD = np.clip(8 * (np.arange(256) - 112), 0, 255).astype(np.uint8)  # by green
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
@@ -69,9 +73,18 @@ class ObservedEngine(FakeBackend):
     """Slow when told, and says what it was given and what it computed in files that survive the process."""
 
     def __init__(
-        self, block: Any, *, delay: float = 0.0, count: str = "", entered: str = "", hold: str = "", **options: Any
+        self,
+        block: Any,
+        *,
+        delay: float = 0.0,
+        hard: bool = False,
+        count: str = "",
+        entered: str = "",
+        hold: str = "",
+        **options: Any,
     ) -> None:
         super().__init__(block, **options)
+        self._block_of, self._hard = block, hard
         self._delay, self._count, self._entered, self._hold = delay, count, entered, hold
         self._never = threading.Event()  # time.sleep does not end under a false clock
 
@@ -81,6 +94,10 @@ class ObservedEngine(FakeBackend):
             self._never.wait(HOLD_CHECK)
         self._never.wait(self._delay)
         report = super().segment(batch)
+        for work in batch if self._hard else ():
+            slot = view(self._block_of, work.region)
+            alpha: Any = slot.alpha if slot.rgba is None else slot.rgba[:, :, 3]
+            alpha[...] = HARD[alpha]
         self._note(self._count, batch)
         return report
 
