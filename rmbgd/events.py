@@ -156,7 +156,7 @@ EVENTS: dict[str, EventKind] = {
     ),
     "sequence.gap": EventKind(
         "warning", "Frames of a sequence are missing, and were passed over. What comes of them later is published unfiltered.",
-        {"folder": "name of the drop folder", "sequence": "its name", "first": "number that is missing", "last": "likewise", "frames": "so many", "why": "waited (for frame_wait), window (more than frame_window wait behind them)"},
+        {"folder": "name of the drop folder", "sequence": "its name", "first": "number that is missing", "last": "likewise", "frames": "so many", "why": "waited (for frame_wait), window (frame_window wait behind them), vanished (as it was to be claimed, or put back)"},
     ),
     "sequence.done": EventKind(
         "info", "A sequence is over. Frames that come later go on where it ended.",

@@ -11,9 +11,12 @@ overtaken, so it cannot starve. Only decoding leases and everything later only g
 from __future__ import annotations
 
 import fcntl
+import itertools
+import math
 import mmap
 import os
 import threading
+import time
 import warnings
 from bisect import bisect
 from collections import deque
@@ -27,6 +30,7 @@ from numpy.typing import NDArray
 from rmbgd.engine.types import ALIGNMENT, aligned
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
+OVERTAKEN_SECONDS = 60.0  # an ordinary lease that waits for longer is not overtaken any more, so it cannot starve
 TRIM_SECONDS = 60.0
 """How long memory stays that no image needs. A page that is needed again costs its fault and its zeroing: 0.9 ms a
 MiB, and 0.1 in the engine's process, beside 0.2 for giving it back (on a virtual machine, where faults are dear). The
@@ -87,6 +91,7 @@ class Arena(AbstractContextManager["Arena"]):
         # All below is guarded by the lock.
         self._free: list[tuple[int, int]] = [(0, byte_count)]  # (offset, bytes), by offset, never adjacent
         self._queue: deque[threading.Condition] = deque()  # who waits, in order; each is woken when it is the head
+        self._since: dict[threading.Condition, float] = {}  # of each
         self._urgent = 0  # of them, the first so many
         self._leased = 0
         self._closed = False
@@ -183,11 +188,14 @@ class Arena(AbstractContextManager["Arena"]):
 
     def _wait_for(self, wanted: int, heartbeat: Heartbeat, *, urgent: bool) -> int:
         turn = threading.Condition(self._lock)
-        if urgent:
+        begun = time.monotonic()
+        if urgent and begun < self._ordinary_since() + OVERTAKEN_SECONDS:
             self._queue.insert(self._urgent, turn)
             self._urgent += 1
         else:
+            urgent = False
             self._queue.append(turn)
+        self._since[turn] = begun
         most = (
             self.byte_count if urgent or wanted > self.byte_count - self._reserved else self.byte_count - self._reserved
         )
@@ -201,9 +209,15 @@ class Arena(AbstractContextManager["Arena"]):
             raise ArenaClosed
         finally:
             self._queue.remove(turn)
+            del self._since[turn]
             self._urgent -= urgent
             if self._queue:
                 self._queue[0].notify()
+
+    def _ordinary_since(self) -> float:
+        """When the ordinary lease that waits longest was asked for."""
+        waiting = itertools.islice(self._queue, self._urgent, None)
+        return next((self._since[turn] for turn in waiting), math.inf)
 
     def _cut(self, wanted: int) -> int | None:
         """The lowest free piece that is large enough: low addresses are used again and again, high ones stay unreal."""

@@ -47,6 +47,12 @@ def compose_rgba(rgb: Bytes, alpha: Floats, source_alpha: Bytes | None, out: Byt
         clean_edges(rgb, alpha, out)
 
 
+def with_alpha(rgb: Bytes, alpha: Bytes, out: Bytes) -> None:
+    """The photograph's colours, uint8 [H, W, 3], and alpha that is rounded already, uint8 [H, W], into `out`, RGBA."""
+    cv2.cvtColor(rgb, cv2.COLOR_RGB2RGBA, dst=out)
+    cv2.insertChannel(alpha, out, 3)
+
+
 def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Pixels) -> None:
     """Alpha as integers into `out` (uint8 or uint16 [H, W]), rounded once, the image's own alpha multiplied in."""
     if out.dtype == np.uint8:

@@ -10,7 +10,6 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from rmbgd.clock import Clock
@@ -18,13 +17,22 @@ from rmbgd.config.load import Folder
 from rmbgd.events import Emit
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.sequence.filters import Filters
-from rmbgd.sequence.numbering import FrameNumber, frame_number, is_ended_by
-from rmbgd.sequence.order import Next, OrderRules, SequenceOrder
+from rmbgd.sequence.numbering import FrameNumber, frame_number
+from rmbgd.sequence.order import Gap, Next, OrderRules, SequenceOrder
 from rmbgd.sequence.turns import Turns
 from rmbgd.store.records import FrameTurn
 
-NO_NUMBER = "no_number"
+NO_NUMBER, LATE = "no_number", "late_frame"
+MARKERS_KEPT = 1000  # that may not be removed
 LOOK_EVERY = 1.0  # s between two looks whether a sequence is over
+
+
+@dataclass(slots=True)
+class _Marker:
+    path: str
+    ctime_ns: int
+    since: float
+    used: bool = False  # it has ended a sequence
 
 
 @dataclass(slots=True)
@@ -37,7 +45,8 @@ class _Sequence:
     apart: int = 0  # frames that went for themselves
     moved: float | None = None  # when one was sent or ended last
     sent: bool = False
-    arriving: dict[int, ArrivingFile] = field(default_factory=dict)  # files that are not complete yet
+    arriving: dict[str, tuple[int, ArrivingFile]] = field(default_factory=dict)  # by path: files not complete yet
+    over: bool = False  # it was ended, by whatever; else only quiet for long
 
 
 class FrameQueue:
@@ -51,16 +60,17 @@ class FrameQueue:
         self._chosen: dict[str, Next[str]] = {}  # by path: taken, and not sent yet
         self._tickets = itertools.count(1)
         self._next_look = 0.0
-        self._markers: dict[str, float] = {}  # by path: since when it is known; long ago once it has ended a sequence
-        self.unseen = False  # files of the folder that the backlog had no room for were not looked at
-        self.seen_at = 0.0  # when those that come first were last looked at
+        self._markers: dict[str, _Marker] = {}  # by directory
+        self._used: dict[str, int] = {}  # markers that may not be removed: path -> ctime
+        self.unseen = False  # files of the folder were not looked at, as the backlog had no room
+        self.seen_at = -math.inf  # when those that come first were last looked at, each
 
     # ---------------------------------------------------------------------------------------------- what waits
 
     def arrives(self, path: str, arrival: ArrivingFile) -> None:
         """It is there, and not complete yet."""
         if (place := frame_number(path)) is not None:
-            self._of(place.sequence).arriving[place.number] = arrival
+            self._of(place.sequence).arriving[path] = place.number, arrival
 
     def add(self, path: str) -> None:
         """It may be claimed."""
@@ -76,23 +86,38 @@ class FrameQueue:
             self._stills = deque(each for each in self._stills if each != path)
         elif (sequence := self._sequences.get(place.sequence)) is not None:
             sequence.order.discard(place.number, path)
-            sequence.arriving.pop(place.number, None)
+            sequence.arriving.pop(path, None)
 
-    def rank(self, path: str) -> int:
-        """How far behind the frame that its sequence wants; files with a low rank are looked at first."""
+    def rank(self, path: str, lowest: dict[str, int]) -> int:
+        """How far behind the frame that its sequence wants; files with a low rank are looked at first.
+
+        lowest  by sequence, of a new one: the lowest number that was found so far; kept here
+        """
         place = frame_number(path)
         if place is None:
             return 0
         sequence = self._sequences.get(place.sequence)
         wanted = sequence.order.wanted if sequence is not None else None
-        return place.number - (wanted or 0) if wanted is None or place.number >= wanted else 0
+        if wanted is None:
+            wanted = lowest[place.sequence] = min(place.number, lowest.get(place.sequence, place.number))
+        return max(0, place.number - wanted)
 
-    def heads(self, now: float) -> Iterator[str]:
-        """The path of the next frame of each sequence that may go now."""
-        yield from itertools.islice(self._stills, 1)
-        for sequence in self._sequences.values():
-            if (chosen := self._look(sequence, now)) is not None:
-                yield chosen.frame
+    def lost_sight(self) -> None:
+        """A file got no place in the backlog: any that is missing may be there."""
+        self.unseen, self.seen_at = True, -math.inf
+
+    def heads(self, now: float) -> list[str]:
+        """The paths of the next frame of each sequence that may go now."""
+        chosen = (self._look(sequence, now) for sequence in self._sequences.values())
+        return [*itertools.islice(self._stills, 1), *(each.frame for each in chosen if each is not None)]
+
+    def head_after(self, path: str, now: float) -> list[str]:
+        """What may go now that this one has gone: of its sequence, or the next still."""
+        place = frame_number(path)
+        if place is None:
+            return [*itertools.islice(self._stills, 1)]
+        chosen = self._look(self._sequences[place.sequence], now)
+        return [] if chosen is None else [chosen.frame]
 
     def take(self, path: str, now: float) -> None:
         """It goes: one of `heads`."""
@@ -107,12 +132,9 @@ class FrameQueue:
         self._chosen[path] = chosen
 
     def wants_all_seen(self, now: float) -> bool:
-        """Is a missing frame about to be passed over that may be among files not looked at since?"""
-        orders = (sequence.order for sequence in self._sequences.values())
-        return any(
-            (since := order.wanted_since) is not None and self.seen_at <= since and since + self._rules.wait <= now
-            for order in orders
-        )
+        """Is a missing frame about to be passed over, and nobody has looked since whether it is there?"""
+        orders = (sequence.order for sequence in self._sequences.values() if sequence.order.wanted_since is not None)
+        return any(order.wants_to_pass(now) and self.seen_at <= (order.wanted_since or 0.0) for order in orders)
 
     def next_moment(self, now: float) -> float | None:
         moments = [sequence.order.waits_until() for sequence in self._sequences.values()]
@@ -122,28 +144,20 @@ class FrameQueue:
 
     # ---------------------------------------------------------------------------------------------- what was taken
 
-    def sent(self, path: str) -> FrameTurn:
-        """It was claimed and goes into the pipeline: its turn there."""
+    def sent(self, path: str, *, is_refused: bool = False) -> FrameTurn:
+        """It was claimed and goes into the pipeline: its turn there. One that is refused unread needs none."""
         place = frame_number(path)
         if place is None:
             return FrameTurn(os.path.dirname(path) or ".", None, 0, 0, NO_NUMBER)
         sequence, chosen = self._of(place.sequence), self._chosen.pop(path, None)
         sequence.in_flight += 1
         sequence.moved = self._clock.monotonic()
-        if chosen is not None and chosen.gap is not None:
-            gap = chosen.gap
-            self._emit(
-                "sequence.gap",
-                folder=self._name,
-                sequence=place.sequence,
-                first=gap.first,
-                last=gap.last,
-                frames=gap.last - gap.first + 1,
-                why=gap.why,
-            )
+        self._tell_gap(place.sequence, None if chosen is None else chosen.gap)
         if chosen is not None and chosen.note:
             sequence.apart += 1
             return FrameTurn(place.sequence, place.number, 0, 0, chosen.note)
+        if is_refused:
+            return FrameTurn(place.sequence, place.number, 0, 0)
         if not sequence.sent:
             sequence.sent, sequence.began = True, sequence.moved
         sequence.restarts = False
@@ -151,37 +165,54 @@ class FrameQueue:
         return FrameTurn(place.sequence, place.number, sequence.ticket, previous)
 
     def sent_again(self, path: str) -> FrameTurn:
-        """After a crash, in the order of its numbers."""
+        """After a crash, in the order of its numbers; but one that was late before is late again."""
         place = frame_number(path)
         if place is not None:
             order = self._of(place.sequence).order
-            order.wanted = max(order.wanted or 0, place.number + 1)
+            if self._filters.is_before(self._name, place.sequence, place.number):
+                self._chosen[path] = Next(path, place.number, LATE)
+            else:
+                order.wanted = max(order.wanted or 0, place.number + 1)
         return self.sent(path)
 
     def not_sent(self, path: str) -> None:
-        """It could not be claimed."""
+        """It could not be claimed. Of several the last first."""
         if (chosen := self._chosen.pop(path, None)) is not None:
-            self._sequences[_place(path).sequence].order.give_back(chosen)
+            sequence = _place(path).sequence
+            self._tell_gap(sequence, self._sequences[sequence].order.give_back(chosen))
+
+    def _tell_gap(self, sequence: str, gap: Gap | None) -> None:
+        if gap is not None:
+            frames = {"first": gap.first, "last": gap.last, "frames": gap.last - gap.first + 1}
+            self._emit("sequence.gap", folder=self._name, sequence=sequence, **frames, why=gap.why)
 
     def ended(self, turn: FrameTurn) -> None:
         """A frame has left the pipeline, one way or another."""
         if (sequence := self._sequences.get(turn.sequence)) is not None and turn.number is not None:
             sequence.in_flight -= 1
-            sequence.moved = self._clock.monotonic()
+            sequence.moved = sequence.order.last_moved = self._clock.monotonic()
 
     def returned(self, path: str, turn: FrameTurn) -> None:
         """It goes back to the folder; what is known of its file decides when it comes again."""
         self.ended(turn)
         if turn.ticket and turn.number is not None and turn.sequence in self._sequences:
-            self._sequences[turn.sequence].order.give_back(Next(path, turn.number))
+            gap = self._sequences[turn.sequence].order.give_back(Next(path, turn.number))
+            self._tell_gap(turn.sequence, gap)
 
     # ---------------------------------------------------------------------------------------------- the end
 
-    def mark_end(self, marker: str) -> bool:
+    def mark_end(self, path: str, ctime_ns: int) -> bool:
         """A marker lies beside frames: their sequences end once nothing of them waits. False: that is known."""
-        new = marker not in self._markers
-        self._markers.setdefault(marker, self._clock.monotonic())
-        return new
+        if self._used.get(path) == ctime_ns or os.path.dirname(path) in self._markers:
+            return False
+        self._markers[os.path.dirname(path)] = _Marker(path, ctime_ns, self._clock.monotonic())
+        return True
+
+    def marker_stays(self, marker: _Marker) -> None:
+        """It could not be removed: it has done what it is for all the same."""
+        if len(self._used) >= MARKERS_KEPT:
+            self._used.clear()
+        self._used[marker.path] = marker.ctime_ns
 
     def end(self, sequence: str | None) -> int:
         """An operator ends one, or all of the folder; how many."""
@@ -191,25 +222,34 @@ class FrameQueue:
         self._next_look = 0.0
         return len(found)
 
-    def look_for_ends(self, now: float) -> list[str]:
+    def look_for_ends(self, now: float) -> list[_Marker]:
         """Close the sequences that are over; answers the markers that are used up."""
         if now < self._next_look:
             return []
         self._next_look = now + LOOK_EVERY
+        open_beside: set[str] = set()
         for name, sequence in list(self._sequences.items()):
-            markers = [marker for marker in self._markers if is_ended_by(name, marker)]
-            if markers:
+            beside = os.path.dirname(name)
+            marker = self._markers.get(beside)
+            if marker is not None:
                 sequence.order.ending = "marker"
-            if sequence.in_flight or sequence.arriving or not (why := sequence.order.end_reason(now)):
+            on_its_way = any(arrival.gate != "blocked" for _, arrival in sequence.arriving.values())
+            why = "" if sequence.in_flight or on_its_way or self.unseen else sequence.order.end_reason(now)
+            if not why:
+                open_beside.add(beside)
                 continue
             del self._sequences[name]
-            self._markers.update(dict.fromkeys(markers, -math.inf))
+            if marker is not None:
+                marker.used = True
             self._close(name, sequence, why)
-        used = [marker for marker, since in self._markers.items() if now >= since + self._rules.quiet]
-        over = [marker for marker in used if not any(is_ended_by(name, marker) for name in self._sequences)]
-        for marker in over:
-            del self._markers[marker]
-        return over
+        over = {
+            beside: marker
+            for beside, marker in self._markers.items()
+            if beside not in open_beside and (marker.used or now >= marker.since + self._rules.quiet)
+        }
+        for beside in over:
+            del self._markers[beside]
+        return list(over.values())
 
     def is_blocked(self, path: str) -> bool:
         """Does it wait for a frame before it that is missing?"""
@@ -252,13 +292,13 @@ class FrameQueue:
             wanted = None if found.last is None else found.last + 1
             is_over = found.ended or found.age > self._rules.quiet  # the service was stopped before its time was over
             order: SequenceOrder[str] = SequenceOrder(self._rules, wanted)
-            sequence = self._sequences[name] = _Sequence(order, self._clock.monotonic(), is_over)
+            sequence = self._sequences[name] = _Sequence(order, self._clock.monotonic(), is_over, over=found.ended)
         return sequence
 
     def _look(self, sequence: _Sequence, now: float) -> Next[str] | None:
         order = sequence.order
         chosen = order.look(now)
-        if chosen is not None and chosen.note and sequence.restarts:
+        if chosen is not None and chosen.note and sequence.restarts and (sequence.over or not order.has_regular):
             sequence.restarts = False
             order.begin_again()
             chosen = order.look(now)
@@ -268,9 +308,9 @@ class FrameQueue:
 
     def _may_be_here(self, sequence: _Sequence, number: int) -> bool:
         """Is a frame before this one just arriving, or perhaps among the files that nobody has looked at?"""
-        since = sequence.order.wanted_since
-        unseen = self.unseen and since is not None and self.seen_at <= since
-        return unseen or any(n < number and each.gate == "quiet" for n, each in sequence.arriving.items())
+        since, wanted = sequence.order.wanted_since, sequence.order.wanted or 0
+        unseen = since is not None and self.seen_at <= since
+        return unseen or any(wanted <= n < number and each.gate == "quiet" for n, each in sequence.arriving.values())
 
 
 def _place(path: str) -> FrameNumber:

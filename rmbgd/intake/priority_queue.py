@@ -124,11 +124,16 @@ class Backlog:
             heapq.heappop(self._looks)
         return self._looks[0][0] if self._looks else None
 
-    def take(self, count: int, closed: Collection[str], now: float, frames: int, live: int) -> list[Complete]:
+    def take(
+        self, count: int, closed: Collection[str], now: float, frames: Mapping[bool, int], live: int
+    ) -> list[Complete]:
         """The first `count` complete files of folders that are not in `closed`; they leave the backlog.
 
-        `frames`: how many may be frames; `live`: places for realtime folders alone, where there are any.
+        `frames`: how many may be frames, of realtime folders and of others; `live`: places for realtime folders alone,
+        where there are any.
         """
+        left = dict(frames)
+        heads_of = {name: queue.heads(now) for name, queue in self._frames.items() if name not in closed}
         others = count - live if self._has_live else count
         taken: list[Complete] = []
         while len(taken) < count:
@@ -136,13 +141,12 @@ class Backlog:
                 while order and order[0][3] not in self._complete:
                     heapq.heappop(order)
             heads = [order[0] for name, order in self._order.items() if order and name not in closed]
-            if frames > 0:
-                heads += [
-                    self._rank(self._complete[name, path])
-                    for name, queue in self._frames.items()
-                    if name not in closed
-                    for path in queue.heads(now)
-                ]
+            heads += [
+                self._rank(self._complete[name, path])
+                for name, paths in heads_of.items()
+                if left[self._is_live(name)] > 0
+                for path in paths
+            ]
             if not heads:
                 break
             waits_for_batches, _, _, key = min(heads)
@@ -150,12 +154,18 @@ class Backlog:
                 break
             if (queue_of := self._frames.get(key[0])) is not None:
                 queue_of.take(key[1], now)
-                frames -= 1
+                left[self._is_live(key[0])] -= 1
             else:
                 heapq.heappop(self._order[key[0]])
             taken.append(self._complete[key])
             self.forget(key)
+            if queue_of is not None:
+                paths = [path for path in heads_of[key[0]] if path != key[1]]
+                heads_of[key[0]] = paths + queue_of.head_after(key[1], now)
         return taken
+
+    def _is_live(self, folder: str) -> bool:
+        return self._folders[folder].latency == "realtime"
 
     def longest_waiting(self, count: int, folder: str | None) -> list[tuple[Key, ArrivingFile, bool]]:
         """(key, file, is it complete) of the `count` first seen, of one folder or of all. Looks at every file."""

@@ -15,7 +15,7 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
-from rmbgd.fs import SystemFileSystem
+from rmbgd.fs import SystemFileSystem, folder_beneath
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.claim import ClaimResult, Claims
@@ -105,6 +105,7 @@ class Reconciler(Inbox):
         self._recovery = Recovery(config, ledger, publisher, emit, self.watches)
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._folder_paths = {folder.name: str(folder.input) for folder in config.folder}
+        self._live = {folder.name for folder in config.folder if folder.latency == "realtime"}
         self._frames_maximum = images_maximum(config.pipeline)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
@@ -196,9 +197,15 @@ class Reconciler(Inbox):
         self._maintenance.work(now)
         self._empty_folders.work(now)
         for name, queue in self._frames.items():
+            if not self._scanner.is_present(name) or any(job.folder == name for job, _ in self._stranded):
+                continue  # what is away is not over
             for marker in queue.look_for_ends(now):
-                with contextlib.suppress(OSError):  # it may not be removed, or somebody has: it is not looked at again
-                    os.unlink(os.path.join(self._folder_paths[name], marker))
+                below, file = os.path.split(marker.path)
+                try:
+                    with folder_beneath(self._folder_paths[name], below) as place:
+                        os.unlink(file, dir_fd=place)
+                except OSError:  # it may not be removed, or somebody has
+                    queue.marker_stays(marker)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
         refused = "disk_full" if self._space.closed else "ledger" if self._ledger.database.refused else None
         folders = "" if "" in self._by_operator else ",".join(sorted(self._by_operator))
@@ -254,6 +261,9 @@ class Reconciler(Inbox):
                 self._not_sent(complete)
                 self._backlog.complete(complete)
             return False
+        for result in reversed(results):  # the last first, so that the order can be taken back
+            if result.job is None:
+                self._not_sent(result.complete)
         for result in results:
             if result.job is None:
                 self._not_claimed(result, now)
@@ -264,7 +274,7 @@ class Reconciler(Inbox):
     def _send(self, job: Job, complete: Complete, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         self._sent += 1
         if (queue := self._frames.get(job.folder)) is not None:
-            job = replace(job, turn=queue.sent(job.relative_path))
+            job = replace(job, turn=queue.sent(job.relative_path, is_refused=bool(complete.refusal)))
         self._in_work[job.job_id] = job, None if complete.refusal else complete.arrival
         if not complete.refusal:
             jobs.send(replace(job, refilled=complete.arrival.refilled))
@@ -279,7 +289,6 @@ class Reconciler(Inbox):
 
     def _not_claimed(self, result: ClaimResult, now: float) -> None:
         key, arrival = result.complete.key, result.complete.arrival
-        self._not_sent(result.complete)
         if result.why in ("vanished", "handled"):
             return
         if result.why == "blocked":
@@ -296,9 +305,14 @@ class Reconciler(Inbox):
         if (queue := self._frames.get(complete.key[0])) is not None:
             queue.not_sent(complete.key[1])
 
-    def _frames_free(self) -> int:
-        """Frames that may still be claimed: those that wait for one before them must not fill the pipeline."""
-        return self._frames_maximum - sum(job.turn is not None for job, _ in self._in_work.values())
+    def _frames_free(self) -> dict[bool, int]:
+        """Frames that may still be claimed, of realtime folders and of others: those that wait for one before them must
+        not fill the pipeline."""
+        free = dict.fromkeys((True, False), self._frames_maximum)
+        for job, _ in self._in_work.values():
+            if job.turn is not None:
+                free[job.folder in self._live] -= 1
+        return free
 
     # ------------------------------------------------------------------------------------------------ what is asked
 
@@ -359,11 +373,9 @@ class Reconciler(Inbox):
                 self._frames[job.folder].ended(job.turn)
             if job.claimed_by_rename:
                 self._empty_folders.left(job.folder, job.relative_path, now)
-        for job, why in returns:
+        for job, why in sorted(returns, key=lambda each: -each[0].turn.ticket if each[0].turn is not None else 0):
             self._heartbeat.working()
             _, arrival = self._in_work.pop(job.job_id, (job, None))
-            if job.turn is not None:
-                self._frames[job.folder].returned(job.relative_path, job.turn)
             try:
                 path = self._claims.give_back(job)
             except (StorageFault, OSError):  # the ledger refuses, the folder is away, no descriptor is left
@@ -371,6 +383,8 @@ class Reconciler(Inbox):
                 self._recovery.suspects.left(job.job_id)
                 self._scanner.treat_as_absent(job.folder)
                 continue
+            if job.turn is not None:
+                self._frames[job.folder].returned(job.relative_path, job.turn)
             self._back(job, why, path, arrival)
 
     def _back(self, job: Job, why: str, path: str | None, arrival: ArrivingFile | None) -> None:

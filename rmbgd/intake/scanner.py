@@ -128,6 +128,9 @@ class Scanner:
         """Its next check finds that it is back, and what is stranded is tried again."""
         self._folders[folder].was_absent = True
 
+    def is_present(self, folder: str) -> bool:
+        return self._folders[folder].watch.present and not self._folders[folder].was_absent
+
     def is_remote(self, folder: str) -> bool:
         return self._folders[folder].remote
 
@@ -174,7 +177,7 @@ class Scanner:
         present = [folder for folder in self._folders.values() if folder.watch.present]
         for folder in present:
             moment = folder.next_compare()
-            more = folder.more and (self.backlog.half_empty(folder.folder.name) or self._is_missed(folder, now))
+            more = (folder.more and self.backlog.half_empty(folder.folder.name)) or self._is_missed(folder, now)
             if folder.due or more or moment is None or moment <= now:
                 self._compare(folder, now)
         if self._on_compared is not None and all(folder.compared_at is not None for folder in present):
@@ -205,8 +208,7 @@ class Scanner:
                     self.report_blocked((name, path), 0, why_unreadable(found, os.path.join(folder.watch.root, path)))
                 elif stat.S_ISDIR(found.st_mode):
                     directories.add(found.st_ino)
-                elif self.backlog.full(name) and self.backlog.get((name, path)) is None:
-                    folder.more = True  # they wait in the folder, which costs no memory
+                elif self._has_no_place(folder, path, found):  # they wait in the folder, which costs no memory
                     break
                 else:
                     self._heartbeat.working()
@@ -218,7 +220,8 @@ class Scanner:
         self, folder: _DropFolder, found: Iterable[tuple[str, os.stat_result | OSError]]
     ) -> Iterator[tuple[str, os.stat_result | OSError]]:
         """What was found, of the frames only as many as have a place, those whose turn comes first; they get theirs."""
-        queue, numbers = self._frames[folder.folder.name], itertools.count()
+        name, numbers, lowest = folder.folder.name, itertools.count(), dict[str, int]()
+        queue = self._frames[name]
         files: list[tuple[int, int, str, os.stat_result]] = []  # heap, the farthest first
         farthest = False
         for path, status in found:
@@ -226,7 +229,13 @@ class Scanner:
             if isinstance(status, OSError) or not stat.S_ISREG(status.st_mode) or is_end_marker(path):
                 yield path, status
                 continue
-            heapq.heappush(files, (-queue.rank(path), -next(numbers), path, status))
+            key, version = (name, path), version_of(status)
+            if self.backlog.get(key) is None and self._ledger.handled(*key, version):
+                continue
+            if (key, version.ctime_ns) in self._held:
+                yield path, status
+                continue
+            heapq.heappush(files, (-queue.rank(path, lowest), -next(numbers), path, status))
             if len(files) > self.backlog.share:
                 heapq.heappop(files)
                 farthest = True
@@ -237,9 +246,20 @@ class Scanner:
         folder.more = folder.more or farthest
 
     def _is_missed(self, folder: _DropFolder, now: float) -> bool:
-        """Is a frame about to be passed over that may be among the files without a place?"""
+        """Is a frame about to be passed over, and may be here all the same?"""
         queue = self._frames.get(folder.folder.name)
         return queue is not None and queue.wants_all_seen(now)
+
+    def _has_no_place(self, folder: _DropFolder, path: str, status: os.stat_result) -> bool:
+        name = folder.folder.name
+        if not self.backlog.full(name) or self.backlog.get((name, path)) is not None:
+            return False
+        if (queue := self._frames.get(name)) is not None:
+            if is_end_marker(path) or not stat.S_ISREG(status.st_mode):
+                return False  # they take none
+            queue.lost_sight()
+        folder.more = True
+        return True
 
     # ------------------------------------------------------------------------------------------------ every entry
 
@@ -252,8 +272,8 @@ class Scanner:
             return
         if stat.S_ISDIR(status.st_mode):
             return
-        if self.backlog.full(key[0]) and self.backlog.get(key) is None:
-            folder.more = folder.events_lost = True
+        if self._has_no_place(folder, path, status):
+            folder.events_lost = True
             return
         self._consider(folder, path, status, announced=announced)
 
@@ -261,7 +281,7 @@ class Scanner:
         """An entry was seen, by an event or a scan. True when it is new here."""
         key = (folder.folder.name, path)
         if key[0] in self._frames and is_end_marker(path):
-            if self._frames[key[0]].mark_end(path):
+            if self._frames[key[0]].mark_end(path, status.st_ctime_ns):
                 folder.compare_at_once()  # frames that came before it are known then
             return False
         version = version_of(status)

@@ -81,7 +81,10 @@ class Decoder:
         timing.begin()
         timing.add("wait", begun - job.claimed_at)
         try:
-            with self.large if job.version.size > LARGE_BYTES else nullcontext():
+            is_large = job.version.size > LARGE_BYTES
+            if is_large:  # a frame that waits for its turn must not keep the one before it out
+                self.turns.memory.wait(job, heartbeat)
+            with self.large if is_large else nullcontext():
                 return self._decode(job, timing, heartbeat)
         except ImageError as error:
             return _refusal(job, error, timing, None)
@@ -107,15 +110,17 @@ class Decoder:
     def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
         """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""
 
-        def place(index: int) -> float:
+        def place(index: int) -> tuple[bool, float]:
             job = jobs[index]
-            return job.claimed_at - (HEAD_START if is_live(self.folders, job) else 0.0)
+            waits = not self.turns.memory.is_open(job)  # for a frame before it that may be behind it here
+            return waits, job.claimed_at - (HEAD_START if is_live(self.folders, job) else 0.0)
 
         return (min(range(len(jobs)), key=place),)
 
     def first_live(self, jobs: Sequence[Job], _now: float) -> tuple[int] | None:
         """The oldest of a realtime folder."""
-        return next(((index,) for index, job in enumerate(jobs) if is_live(self.folders, job)), None)
+        live = [index for index, job in enumerate(jobs) if is_live(self.folders, job)]
+        return (min(live, key=lambda index: not self.turns.memory.is_open(jobs[index])),) if live else None
 
     def _decode(self, job: Job, timing: Timing, heartbeat: Heartbeat) -> Decoded | None:
         _, recipe = self.folders[job.folder]

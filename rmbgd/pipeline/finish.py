@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import cv2
 import numpy as np
 
 from rmbgd.config.load import Folder, Recipe
@@ -18,7 +19,8 @@ from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import Slot, verdict_of, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.imaging.compose import compose_rgba
+from rmbgd.imaging.compose import with_alpha
+from rmbgd.imaging.edges import clean_edges
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
@@ -34,6 +36,8 @@ from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import ContentKey, Job, Known, Published
 
 T = TypeVar("T")
+
+NO_MEMORY = -4  # of cv2.error: StsNoMem
 
 _SAID_BESIDE = ("verdict", "notes", "score", "unusual", "reasons")
 """Keys of image.done that a sidecar has, too, besides those of the report."""
@@ -65,7 +69,6 @@ class Finisher:
         finally:
             if arrival.lease is not None:
                 arrival.lease.release()
-            self.sequences.turns.ended(arrival.job, heartbeat)
         if isinstance(arrival, Duplicate) or arrival.facts is None:
             return  # only a job that was decoded may lead others
         key = self._content_key(arrival.job, arrival.facts)
@@ -86,16 +89,16 @@ class Finisher:
                     case Rejection():
                         return self._refuse(arrival, heartbeat)
                     case Postponed():
-                        return self._put_back(arrival)
+                        return self._put_back(heartbeat, arrival)
             except ImageError as error:  # the result does not fit its format, or its name the file system
                 refusal = Rejection(job, error.reason, error.detail, "finish", timing, arrival.facts)
                 return self._refuse(refusal, heartbeat)
         except Released as released:
-            return self._put_back(Postponed(job, "stopping", f"held back by the disk: {released}", timing))
+            return self._put_back(heartbeat, Postponed(job, "stopping", f"held back by the disk: {released}", timing))
         except Unencoded:
-            return self._put_back(Postponed(job, "memory", SHORTAGE, timing))
+            return self._put_back(heartbeat, Postponed(job, "memory", SHORTAGE, timing))
         except SourceChanged as changed:
-            return self._put_back(Postponed(job, changed.why, changed.detail, timing))
+            return self._put_back(heartbeat, Postponed(job, changed.why, changed.detail, timing))
 
     # ------------------------------------------------------------------------------------------------ the four ways
 
@@ -107,12 +110,18 @@ class Finisher:
             detail = f"no pixel group reaches alpha 0.5 (highest {matte.peak:.3f})"
             refusal = Rejection(job, Reason.NO_SUBJECT, detail, "finish", cutout.timing, cutout.facts, cutout.lease)
             return self._refuse(refusal, heartbeat)
-        slot = self._planes(cutout)
+        try:
+            slot = self._planes(cutout)
+        except MemoryError as error:
+            raise Unencoded from error
+        except cv2.error as error:
+            if error.code != NO_MEMORY:
+                raise
+            raise Unencoded from error
         report = _report(cutout, verdict)
         outcome = self._done(cutout, report)
         published = self._retry(lambda: self._publish(cutout, slot, report, outcome, heartbeat), job, heartbeat)
-        self.sequences.turns.deliver.wait(job, heartbeat)
-        self._deliver(outcome, job, cutout.timing)
+        self._deliver(outcome, job, cutout.timing, heartbeat)
         if outcome.keys["verdict"] == "review":
             detail = "an equal image waits for review; this one is judged by itself"
             return Postponed(job, "review", detail, cutout.timing, cutout.facts)
@@ -126,21 +135,20 @@ class Finisher:
         if folder.kind != "frames":
             return slot
         begun = clock.monotonic()
-        alpha = slot.alpha
+        alpha = np.asarray(slot.alpha if slot.rgba is None else slot.rgba[:, :, 3])
         if ordered(job) is not None:
-            given = slot.alpha if slot.rgba is None else slot.rgba[:, :, 3]
-            alpha = self.sequences.filters.apply(job, slot.rgb, np.asarray(given, np.uint8))
+            alpha = self.sequences.filters.apply(job, slot.rgb, alpha)
             turns.alpha_made(job)
         steadied = clock.monotonic()
         if folder.temporal == "off":
             return slot
         cutout.timing.add("steady", steadied - begun)
-        assert alpha is not None
         if all(look.content == "mask" for look in recipe.looks):
-            return Slot(slot.rgb, None, None, alpha)
+            return Slot(slot.rgb, None, None, alpha.copy())  # the filter goes on from its own
         rgba = np.empty((*alpha.shape, 4), np.uint8)
-        shares = np.multiply(alpha, np.float32(1 / 255), dtype=np.float32)
-        compose_rgba(slot.rgb, shares, None, rgba, clean=recipe.edge_colours == "clean")
+        with_alpha(slot.rgb, alpha, rgba)
+        if recipe.edge_colours == "clean":
+            clean_edges(slot.rgb, np.multiply(alpha, np.float32(1 / 255), dtype=np.float32), rgba)
         cutout.timing.add("edges", clock.monotonic() - steadied)
         return Slot(slot.rgb, None, rgba, None)
 
@@ -199,8 +207,8 @@ class Finisher:
         timing.add("sync", self.context.clock.monotonic() - begun)
         if published is None:
             detail = "the output of an equal image is not there any more; computed anew"
-            return self._put_back(Postponed(job, "changed", detail, timing, duplicate.facts))
-        self._deliver(outcome, job, timing)
+            return self._put_back(heartbeat, Postponed(job, "changed", detail, timing, duplicate.facts))
+        self._deliver(outcome, job, timing, heartbeat)
         return known
 
     def _refuse(self, rejection: Rejection, heartbeat: Heartbeat) -> Rejection:
@@ -214,24 +222,27 @@ class Finisher:
             sha256_in=rejection.facts.sha256 if rejection.facts else None,
         )
         self._retry(lambda: self.publisher.refuse(job, outcome), job, heartbeat)
-        self._deliver(outcome, job, timing)
+        self._deliver(outcome, job, timing, heartbeat)
         return rejection
 
-    def _put_back(self, postponed: Postponed) -> Postponed:
+    def _put_back(self, heartbeat: Heartbeat, postponed: Postponed) -> Postponed:
         job = postponed.job
         spent, why, detail = self._milliseconds(job, postponed.timing), postponed.why, postponed.detail
         self.context.emit("image.postponed", **job_keys(job), milliseconds=spent, why=why, detail=detail)
         if ordered(job) is not None:
             self.sequences.filters.undo(job)
+            self.sequences.turns.ended(job, heartbeat)
         self.intake.give_back(job, why, detail)
         return postponed
 
     def _retry(self, action: Callable[[], T], job: Job, heartbeat: Heartbeat) -> T:
         return self.storage_retry.retry_until_writable(action, job.folder, heartbeat)
 
-    def _deliver(self, outcome: JobOutcome, job: Job, timing: Timing) -> None:
+    def _deliver(self, outcome: JobOutcome, job: Job, timing: Timing, heartbeat: Heartbeat) -> None:
+        self.sequences.turns.deliver.wait(job, heartbeat)
         outcome.add(milliseconds=self._milliseconds(job, timing))
         self.publisher.deliver(outcome)
+        self.sequences.turns.ended(job, heartbeat)  # before the intake, which may end the sequence then
         self.intake.ended(job)
 
     def _content_key(self, job: Job, facts: SourceFacts) -> ContentKey:

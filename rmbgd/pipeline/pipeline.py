@@ -27,6 +27,7 @@ from rmbgd.pipeline.produce import Producer
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.sequence.sequences import Sequences
+from rmbgd.sequence.turns import ordered
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
 
@@ -78,8 +79,8 @@ class Pipeline:
         self.jobs, self._waiting = queue(places, "jobs", context.engine.clock, context.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", context.engine.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(
-            # Frames that wait here for one before them must not keep that one out.
-            places + (images_maximum(config.pipeline) if self._has_frames else 0),
+            # Frames that wait here for one before them must not keep that one out, nor others a live one.
+            places + (2 * images_maximum(config.pipeline) if self._has_frames or self._has_live else 0),
             "arrivals",
             context.engine.clock,
         )
@@ -116,12 +117,14 @@ class Pipeline:
 
     def take_back(self) -> None:
         """Put back what is only a path. Returns when the last producer of jobs has gone and nothing waits any more."""
-        now = self._context.engine.clock.monotonic()
         with self._waiting, self._arrivals[0] as arrivals:
             for job in self._waiting:
-                timing = Timing()
-                timing.add("wait", now - job.claimed_at)
-                arrivals.send(Postponed(job, "stopping", "claimed, but not begun when the service stopped", timing))
+                arrivals.send(self._taken_back(job))
+
+    def _taken_back(self, job: Job) -> Postponed:
+        timing = Timing()
+        timing.add("wait", self._context.engine.clock.monotonic() - job.claimed_at)
+        return Postponed(job, "stopping", "claimed, but not begun when the service stopped", timing)
 
     def let_run(self) -> None:
         """Give up the owner's own ends: the pipeline then ends by itself when the last job is through."""
@@ -151,9 +154,12 @@ class Pipeline:
                 while True:
                     [job] = jobs.receive_chosen(decoder.first_live if only_live else decoder.first)
                     self._context.source.moved(job, "decode")
+                    if ordered(job) is not None and self._context.engine.stopping.is_set():
+                        arrivals.send(self._taken_back(job))  # as those before it may be: the order holds over a stop
+                        continue
                     decoded = decoder.decode(job, heartbeat)
                     if isinstance(decoded, Frame):
-                        frames.send(decoded, urgent=only_live)
+                        frames.send(decoded, urgent=is_live(self._folders, job))
                     elif decoded is not None:
                         arrivals.send(decoded)
             except (CancelledError, NoSenders):  # cancelled: there will be no engine, the owner takes the jobs back
@@ -201,19 +207,17 @@ class Pipeline:
                     finisher.finish(arrival, heartbeat)
 
     def _first_open(self, arrivals: Sequence[Arrival], _now: float, *, only_live: bool) -> tuple[int] | None:
-        """The first that waits for no frame before it: of those of realtime folders, if there are any."""
-        gate, first = self._context.sequences.turns.alpha, None
-        for index, arrival in enumerate(arrivals):
-            if (is_live(self._folders, arrival.job) or (first is None and not only_live)) and gate.is_open(arrival.job):
-                if is_live(self._folders, arrival.job):
-                    return (index,)
-                first = (index,)
-        return first
+        """The first that waits for no frame before it."""
+        gate = self._context.sequences.turns.alpha
+        jobs = ((index, arrival.job) for index, arrival in enumerate(arrivals))
+        wanted = ((index, job) for index, job in jobs if not only_live or is_live(self._folders, job))
+        return next(((index,) for index, job in wanted if gate.is_open(job)), None)
 
     def _be_nice(self, *, only_live: bool) -> None:
         """The calling thread lets those go first that work for realtime folders alone."""
         if self._has_live and not only_live:
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+            with suppress(OSError):  # a sandbox that forbids it
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
 
     # ------------------------------------------------------------------------------------------------ what they share
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ from rmbgd.sequence.state_file import Saved, StateFile
 from rmbgd.sequence.temporal import Memory, guide_size, steady
 from rmbgd.store.records import Job
 
+IN_MEMORY = 64  # sequences whose planes are kept in memory; a frame of 1080p needs 2.3 MB
+PRUNE_EVERY = 86_400.0  # s
 KEPT_SECONDS = 30 * 86_400.0  # of the state of a sequence without frames, as of everything else that is remembered
 
 Bytes = NDArray[np.uint8]
@@ -52,36 +55,96 @@ class Resumed:
 
 @dataclass(slots=True)
 class _Filter:
+    """Guarded by its lock. `memory` is None where there is none, or where only the file has it (`evicted`)."""
+
     file: StateFile | None
-    memory: Saved | None
-    problem: str  # why a state that was there cannot be used
+    memory: Saved | None = None
+    evicted: bool = False
+    problem: str = ""  # why a state that was there cannot be used
     figures: SequenceFigures = field(default_factory=SequenceFigures)
     frames: int = 0
     first: int | None = None  # number of its first frame in this run
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Filters:
-    """`resume` and `close` are the intake's, when nothing of the sequence is in the pipeline; the others belong to the
-    finish thread whose turn it is."""
+    """`resume`, `is_before` and `close` are the intake's, `close` when nothing of the sequence is in the pipeline; the
+    others belong to the finish thread whose turn it is."""
 
     def __init__(self, rules: Mapping[str, FilterRules], directory: Path | None, slots: int, emit: Emit) -> None:
         self._rules, self._directory, self._slots, self._emit = rules, directory, slots, emit
         self._lock = threading.Lock()
-        self._filters: dict[tuple[str, str], _Filter] = {}  # guarded by _lock
+        self._filters: OrderedDict[tuple[str, str], _Filter] = OrderedDict()  # last used last; guarded by _lock
         self._write_failed = False  # reported once
+        self._next_prune = 0.0
 
     def resume(self, folder: str, sequence: str) -> Resumed:
         """Where it goes on. Never raises: a state that cannot be read is none."""
-        state = self._of(folder, sequence)
-        if (saved := state.memory) is None:
+        if (file := self._file(folder, sequence)) is None:
             return Resumed()
-        return Resumed(saved.number, saved.ended, state.file.age() if state.file is not None else 0.0)
+        saved, _ = file.load()
+        return Resumed(saved[-1].number, saved[-1].ended, file.age()) if saved else Resumed()
+
+    def is_before(self, folder: str, sequence: str, number: int) -> bool:
+        """Does it come before every state that is kept? Then it cannot have been in work in its place."""
+        file = self._file(folder, sequence)
+        found, _ = file.load() if file is not None else ([], "")
+        return bool(found) and number < min(saved.number for saved in found)
 
     def apply(self, job: Job, rgb: Bytes, alpha: Bytes) -> Bytes:
         """Alpha of a frame as it is published, uint8 [H, W]; `alpha` is the network's, `rgb` uint8 [H, W, 3]."""
-        rules, number = self._rules[job.folder], _number(job)
         state = self._of(job.folder, _sequence(job))
+        with state.lock:
+            self._load(state)
+            published = self._apply(job, state, rgb, alpha)
+        self._evict()
+        return published
+
+    def undo(self, job: Job) -> None:
+        """It was not published after all: what follows goes on from the frame before it."""
+        state = self._of(job.folder, _sequence(job))
+        with state.lock:
+            self._load(state)
+            if state.memory is not None and state.memory.number == _number(job):
+                earlier, _ = state.file.load() if state.file else ([], "")
+                found = [each for each in earlier if each.number < _number(job)]
+                state.memory = found[-1] if found else None
+                self._save(state)
+
+    def close(self, folder: str, sequence: str) -> dict[str, object]:
+        """It is over: what is to be said of its frames in this run of the service."""
+        if time.monotonic() > self._next_prune:
+            self.prune()
+        with self._lock:
+            state = self._filters.pop((folder, sequence), None)
+        if state is None:
+            return {"frames": 0}
+        with state.lock:
+            self._load(state)
+            if state.memory is not None and state.frames:
+                state.memory = Saved(state.memory.number, state.memory.arrays, ended=True)
+                self._save(state)
+        known = state.memory is not None and state.first is not None
+        last = {"first": state.first, "last": state.memory.number} if known and state.memory is not None else {}
+        figures = state.figures.document() if state.frames and self._rules[folder].steady else {}
+        return {"frames": state.frames, **last, **({"flicker": figures} if figures else {})}
+
+    def prune(self) -> None:
+        """Forget sequences without a frame for KEPT_SECONDS."""
+        self._next_prune = time.monotonic() + PRUNE_EVERY
+        with contextlib.suppress(OSError):
+            entries = [*os.scandir(self._directory)] if self._directory is not None else []
+            for entry in entries:
+                with contextlib.suppress(OSError):
+                    if entry.stat().st_mtime < time.time() - KEPT_SECONDS:
+                        os.unlink(entry.path)
+
+    # ---------------------------------------------------------------------------------------------- steps
+
+    def _apply(self, job: Job, state: _Filter, rgb: Bytes, alpha: Bytes) -> Bytes:
+        rules, number = self._rules[job.folder], _number(job)
         before = self._before(state, number)
+        again = before is not None and state.memory is not None and state.memory.number >= number
         memory = None if before is None or not rules.steady else _memory(before)
         why = "" if before is None or memory is not None or not rules.steady else "no filter state"
         arrays: dict[str, Bytes] = {}
@@ -95,55 +158,39 @@ class Filters:
             self._begin(job, state, before, why)
         state.frames += 1
         state.memory = Saved(number, arrays)
-        self._save(state)
+        if not again:  # after a kill the file has it, and what came before it: should there be another kill
+            self._save(state)
         return alpha
-
-    def undo(self, job: Job) -> None:
-        """It was not published after all: what follows goes on from the frame before it."""
-        state = self._of(job.folder, _sequence(job))
-        if state.memory is not None and state.memory.number == _number(job):
-            earlier, _ = state.file.load() if state.file else ([], "")
-            found = [each for each in earlier if each.number < _number(job)]
-            state.memory = found[-1] if found else None
-            self._save(state)
-
-    def close(self, folder: str, sequence: str) -> dict[str, object]:
-        """It is over: what is to be said of its frames in this run of the service."""
-        with self._lock:
-            state = self._filters.pop((folder, sequence), None)
-        if state is None:
-            return {"frames": 0}
-        if state.memory is not None and state.frames:
-            state.memory = Saved(state.memory.number, state.memory.arrays, ended=True)
-            self._save(state)
-        if state.file is not None:
-            state.file.close()
-        last = (
-            {} if state.memory is None or state.first is None else {"first": state.first, "last": state.memory.number}
-        )
-        figures = state.figures.document() if state.frames and self._rules[folder].steady else {}
-        return {"frames": state.frames, **last, **({"flicker": figures} if figures else {})}
-
-    def prune(self) -> None:
-        """Forget sequences without a frame for KEPT_SECONDS. Before the first frame of a run."""
-        with contextlib.suppress(OSError):
-            for entry in os.scandir(self._directory) if self._directory is not None else ():
-                if entry.stat().st_mtime < time.time() - KEPT_SECONDS:
-                    os.unlink(entry.path)
-
-    # ---------------------------------------------------------------------------------------------- steps
 
     def _of(self, folder: str, sequence: str) -> _Filter:
         with self._lock:
             if (state := self._filters.get((folder, sequence))) is None:
-                state = _Filter(None, None, "")
-                if self._directory is not None:
-                    name = hashlib.sha256(f"{folder}\0{sequence}".encode(errors="surrogateescape")).hexdigest()[:32]
-                    state.file = StateFile(self._directory / name, self._slots)
-                    saved, state.problem = state.file.load()
-                    state.memory = saved[-1] if saved else None
-                self._filters[folder, sequence] = state
+                file = self._file(folder, sequence)
+                state = self._filters[folder, sequence] = _Filter(file, evicted=file is not None)
+            self._filters.move_to_end((folder, sequence))
             return state
+
+    def _file(self, folder: str, sequence: str) -> StateFile | None:
+        if self._directory is None:
+            return None
+        name = hashlib.sha256(f"{folder}\0{sequence}".encode(errors="surrogateescape")).hexdigest()[:32]
+        return StateFile(self._directory / name, self._slots)
+
+    def _load(self, state: _Filter) -> None:
+        """What only the file has."""
+        if state.evicted and state.file is not None:
+            state.evicted = False
+            saved, problem = state.file.load()
+            state.memory = saved[-1] if saved else None
+            state.problem = state.problem or problem
+
+    def _evict(self) -> None:
+        """Keep the planes of the sequences used last; those of others are on the disk."""
+        with self._lock:
+            for state in list(self._filters.values())[:-IN_MEMORY]:
+                if state.file is not None and not state.evicted and state.lock.acquire(blocking=False):
+                    state.evicted, state.memory = not self._write_failed, state.memory if self._write_failed else None
+                    state.lock.release()
 
     def _before(self, state: _Filter, number: int) -> Saved | None:
         """The state to go on from: of the frame before this one, or the nearest before it."""

@@ -15,6 +15,7 @@ END_MARKER = "sequence.end"
 
 DIGITS_MAXIMUM = 18  # nanoseconds since 1970 have 19 and fit no file system's stamps either; more is no count of frames
 
+_VERSION = re.compile(r"~[0-9]+\Z")  # of a file that was put back beside a newer one: naming.versions
 _LAST_RUN = re.compile(r"(?P<before>.*?)(?P<number>[0-9]+)(?P<after>[^0-9]*)", re.DOTALL)
 
 
@@ -29,7 +30,7 @@ class FrameNumber:
 def frame_number(relative_path: str) -> FrameNumber | None:
     """None for a file that has no number: a still among the frames."""
     folder, name = paths.split(relative_path)
-    found = _LAST_RUN.fullmatch(paths.splitext(name)[0])
+    found = _LAST_RUN.fullmatch(_VERSION.sub("", paths.splitext(name)[0]))
     if found is None or len(found["number"].lstrip("0")) > DIGITS_MAXIMUM:
         return None
     stem = f"{found['before']}*{found['after']}" if found["after"] else found["before"]
@@ -38,8 +39,3 @@ def frame_number(relative_path: str) -> FrameNumber | None:
 
 def is_end_marker(relative_path: str) -> bool:
     return paths.basename(relative_path) == END_MARKER
-
-
-def is_ended_by(sequence: str, marker: str) -> bool:
-    """Does the marker at this path end this sequence?"""
-    return paths.dirname(marker) == paths.dirname(sequence)

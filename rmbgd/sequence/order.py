@@ -108,14 +108,21 @@ class SequenceOrder(Generic[Frame]):
         if number != (self.wanted or 0):  # a new sequence begins with 0 where there is one
             if self.wanted_since is None:
                 self.wanted_since = now
-            if len(self._waiting) >= self.rules.window:
-                why = "window"
-            elif now >= self.wanted_since + self.rules.wait:
-                why = "waited"
-            if not why:
+            if not self.wants_to_pass(now):
                 return None
+            why = "waited" if now >= self.wanted_since + self.rules.wait else "window"
         gap = Gap(self.wanted, number - 1, why) if why and self.wanted is not None else None
         return Next(frame, number, passes=bool(why), gap=gap)
+
+    @property
+    def has_regular(self) -> bool:
+        """Does a frame wait that has its place in the order?"""
+        return bool(self._waiting)
+
+    def wants_to_pass(self, now: float) -> bool:
+        """Would it pass over what is missing?"""
+        since = self.wanted_since
+        return since is not None and (now >= since + self.rules.wait or len(self._waiting) >= self.rules.window)
 
     def waits_until(self) -> float | None:
         """When the missing frame is passed over, if one is missing."""
@@ -134,15 +141,23 @@ class SequenceOrder(Generic[Frame]):
             self.missing += chosen.gap.last - chosen.gap.first + 1
         self.wanted, self.wanted_since = chosen.number + 1, None
 
-    def give_back(self, chosen: Next[Frame]) -> None:
-        """It did not go after all. Its number is wanted again, unless one behind it has gone: then it is missing."""
+    def give_back(self, chosen: Next[Frame]) -> Gap | None:
+        """It did not go after all. Its number is wanted again, unless one behind it has gone: then it is missing.
+
+        Of several the last is to be given back first. Answers the gap that it leaves.
+        """
         if chosen.note:
-            return
-        if self.wanted == chosen.number + 1:
-            self.wanted = chosen.number
-        else:
-            self._gaps.append(Gap(chosen.number, chosen.number, "vanished"))
+            return None
+        if self.wanted != chosen.number + 1:
+            self._gaps.append(gap := Gap(chosen.number, chosen.number, "vanished"))
             self.missing += 1
+            return gap
+        self.wanted = chosen.number
+        if chosen.gap is not None and chosen.gap in self._gaps:
+            self._gaps.remove(chosen.gap)
+            self.missing -= chosen.gap.last - chosen.gap.first + 1
+            self.wanted = chosen.gap.first
+        return None
 
     def begin_again(self) -> None:
         """It had ended, and comes once more from its first frame."""

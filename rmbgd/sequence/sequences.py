@@ -37,7 +37,7 @@ def open_sequences(config: Config, emit: Emit, directory: Path | None) -> Sequen
         for folder in config.folder
         if folder.kind == "frames"
     }
-    slots = config.pipeline.finish_threads + 1
+    slots = config.pipeline.finish_threads + 2  # one more thread may serve realtime folders
     filters = Filters(rules, directory / STATES if directory is not None and rules else None, slots, emit)
     filters.prune()
     return Sequences(Turns(), filters)

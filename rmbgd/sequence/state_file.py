@@ -39,8 +39,6 @@ class StateFile:
 
     def __init__(self, path: Path, slots: int) -> None:
         self._path, self._slots = path, slots
-        self._descriptor: int | None = None
-        self._slot_bytes = 0
         self._serial = 0  # of the slot written last
 
     def load(self) -> tuple[list[Saved], str]:
@@ -72,27 +70,20 @@ class StateFile:
         self._serial += 1
         parts = _written(saved, self._serial)
         size = -(-sum(map(len, parts)) // PAGE) * PAGE
-        if self._descriptor is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        if size != self._slot_bytes:
-            if self._slot_bytes or os.fstat(self._descriptor).st_size != size * self._slots:
-                os.ftruncate(self._descriptor, 0)
-                os.ftruncate(self._descriptor, size * self._slots)
-            self._slot_bytes = size
-        offset = self._serial % self._slots * size
-        if os.pwritev(self._descriptor, parts, offset) != sum(map(len, parts)):
-            raise OSError(f"{self._path}: written in part")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            if os.fstat(descriptor).st_size != size * self._slots:
+                os.ftruncate(descriptor, 0)
+                os.ftruncate(descriptor, size * self._slots)
+            if os.pwritev(descriptor, parts, self._serial % self._slots * size) != sum(map(len, parts)):
+                raise OSError(f"{self._path}: written in part")
+        finally:
+            os.close(descriptor)
 
     def remove(self) -> None:
-        self.close()
         with contextlib.suppress(FileNotFoundError):
             self._path.unlink()
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor, self._slot_bytes = None, 0
 
 
 def _written(saved: Saved, serial: int) -> Sequence[memoryview]:
@@ -124,5 +115,5 @@ def _read(data: memoryview) -> tuple[int, Saved] | None:
             arrays[str(name)] = np.frombuffer(plane, np.uint8).reshape(height, width).copy()
         saved = Saved(int(facts["number"]), arrays, bool(facts["ended"]))
         return (int(facts["serial"]), saved) if found == checksum else None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None

@@ -230,3 +230,133 @@ def test_a_marker_without_a_sequence_does_not_stay(film: Build) -> None:
     drained(loop, 1.0, rounds=20)
     assert loop.waiting() == []
     assert loop.events.named("sequence.done") == []
+
+
+def test_originals_that_stay_take_no_places_from_those_that_wait(film: Build) -> None:
+    loop = film(originals="keep", intake={"tracked_maximum": 16})
+    for number in range(60):
+        loop.drop(name(number))
+    jobs: list[Job] = []
+    for _ in range(120):
+        found = loop.jobs(0.5)
+        for job in found:
+            loop.end(job)
+        jobs += found
+    assert numbers(jobs) == list(range(60))
+    scans = []
+    with mock.patch.object(
+        loop.reconciler._scanner, "_scan", side_effect=lambda *given, **more: scans.append(given) or (set(), 0)
+    ):
+        loop.turn(0.1, times=5)
+    assert scans == []
+
+
+@pytest.mark.parametrize("way", ["event", "directory"])
+def test_frames_that_find_no_place_are_not_missing(film: Build, way: str) -> None:
+    loop = film(intake={"tracked_maximum": 16}, frame_window=8)
+    loop.turn(1.0)
+    order = list(range(60))
+    random.Random(3).shuffle(order)
+    for number in order:
+        loop.drop(name(number))
+        if way == "event":
+            loop.hear(name(number))
+    if way == "directory":
+        loop.reconciler._scanner.hints.directory("shop", "take")
+    jobs = drained(loop, rounds=200)
+    assert (numbers(jobs), notes(jobs)) == (list(range(60)), [])
+    assert loop.events.named("sequence.gap") == []
+
+
+@pytest.mark.parametrize("other", ["marker", "link"])
+def test_what_takes_no_place_does_not_end_a_look_at_a_full_folder(film: Build, other: str) -> None:
+    loop = film(intake={"tracked_maximum": 16})
+    for number in range(2, 40):
+        loop.drop(name(number))
+    loop.turn(0.5, times=2)
+    loop.drop(name(0))
+    loop.drop(name(1))
+    if other == "marker":
+        loop.drop("take/sequence.end", b"")
+    else:
+        (loop.roots["input"] / "x.png").symlink_to("/etc/passwd")
+    jobs = drained(loop, rounds=200)
+    assert (numbers(jobs), notes(jobs)) == (list(range(40)), [])
+
+
+def test_a_folder_that_is_polled_is_looked_through_before_a_frame_is_passed_over(film: Build) -> None:
+    loop = film(intake={"reconcile_lossy": 600.0})
+    loop.drop(name(0))
+    loop.drop(name(2))
+    end_all(loop, loop.jobs(0.5, times=6))
+    loop.drop(name(1))
+    assert numbers(drained(loop)) == [1, 2]
+    assert loop.events.named("sequence.gap") == []
+
+
+def test_frames_that_changed_as_they_were_to_be_claimed_go_in_order_afterwards(film: Build) -> None:
+    loop = film()
+    for number in range(6):
+        loop.drop(name(number))
+    loop.turn(0.5)
+    claimed = loop.reconciler._claims.claim
+
+    def changed(files):
+        for number in range(6):
+            (loop.roots["input"] / name(number)).chmod(0o600)
+        return claimed(files)
+
+    with mock.patch.object(loop.reconciler._claims, "claim", side_effect=changed):
+        assert loop.turn(2.0, times=2) == []
+    jobs = drained(loop)
+    assert (numbers(jobs), notes(jobs)) == (list(range(6)), [])
+
+
+def test_several_frames_that_come_back_are_claimed_again_in_their_places(film: Build) -> None:
+    loop = film()
+    for number in range(6):
+        loop.drop(name(number))
+    for job in loop.jobs(0.5, times=6):
+        loop.reconciler.give_back(job, "memory", "")
+    jobs = drained(loop)
+    assert (numbers(jobs), notes(jobs)) == (list(range(6)), [])
+
+
+def test_a_frame_that_cannot_be_put_back_yet_is_counted_once(film: Build) -> None:
+    loop = film()
+    for number in range(2):
+        loop.drop(name(number))
+    jobs = loop.jobs(0.5, times=6)
+    with mock.patch.object(loop.reconciler._claims, "give_back", side_effect=OSError("away")):
+        for job in jobs:
+            loop.reconciler.give_back(job, "storage", "")
+        loop.drop("take/sequence.end", b"")
+        loop.hear("take/sequence.end")
+        loop.turn(2.0, times=3)
+    assert loop.events.named("sequence.done") == []
+    again = drained(loop)
+    assert (numbers(again), notes(again)) == ([0, 1], [])
+    assert loop.told("sequence.done", "why", "missing") == [("marker", 0)]
+
+
+def test_a_marker_that_may_not_be_removed_ends_its_sequence_once(film: Build) -> None:
+    loop = film()
+    with mock.patch("rmbgd.intake.reconciler.os.unlink", side_effect=PermissionError):
+        for number in range(4):
+            loop.drop(name(number))
+            loop.hear(name(number))
+            loop.drop("take/sequence.end", b"") if not number else None
+            loop.hear("take/sequence.end")
+            drained(loop, rounds=10)
+    assert len(loop.events.named("sequence.done")) == 1
+
+
+def test_a_gap_is_told_although_the_first_claim_behind_it_failed(film: Build) -> None:
+    loop = film()
+    loop.drop(name(0))
+    loop.drop(name(2))
+    end_all(loop, loop.jobs(0.5, times=6))
+    with mock.patch.object(loop.ledger, "claim", side_effect=StorageFault("io_error", "")):
+        assert drained(loop, rounds=10) == []
+    assert numbers(drained(loop)) == [2]
+    assert loop.told("sequence.gap", "first", "last") == [(1, 1)]

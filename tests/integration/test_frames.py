@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import CampaignPart
+from tests.support.images import samples
 from tests.support.service import ServiceUnderTest
 
 pytestmark = pytest.mark.integration
@@ -32,17 +34,17 @@ def numbers_done(service: ServiceUnderTest, sequence: str) -> list[int]:
 
 
 def test_frames_leave_in_order_whatever_order_they_arrive_in(tmp_path: Path) -> None:
-    numbers = list(range(1, 81))
+    numbers = list(range(80))
     random.Random(5).shuffle(numbers)
-    with ServiceUnderTest(tmp_path, folder=STEADY) as service:
+    with ServiceUnderTest(tmp_path, folder=STEADY | {"frame_wait": 30.0}) as service:
         service.drop_all({f"take/frame_{number:04}.png": frame(number) for number in numbers})
         service.wait_for_endings(80)
-        assert numbers_done(service, "take/frame_") == list(range(1, 81))
+        assert numbers_done(service, "take/frame_") == list(range(80))
         assert service.named("sequence.gap") == []
         service.drop("take/sequence.end", b"")
         done = service.wait_for("sequence.done")
         service.wait(lambda: not (service.input / "take/sequence.end").exists(), "the marker to be used up")
-    assert (done["frames"], done["first"], done["last"], done["missing"], done["why"]) == (80, 1, 80, 0, "marker")
+    assert (done["frames"], done["first"], done["last"], done["missing"], done["why"]) == (80, 0, 79, 0, "marker")
     assert [each["state"] for each in service.named("sequence.started")] == ["new"]
     assert len(list((service.output / "take").iterdir())) == 80
 
@@ -161,3 +163,60 @@ def test_in_order_and_none_lost_with_kills(tmp_path: Path, campaign_part: Campai
         whole.wait_for_endings(count, timeout=500)
     differ = [name for name in names if (whole.output / name).read_bytes() != (service.output / name).read_bytes()]
     assert differ == []
+
+
+def test_a_live_frame_finds_a_full_pipeline_and_goes_next(tmp_path: Path) -> None:
+    """Every queue is full of others, and every decoder has one that it cannot hand on."""
+    roots = {role: str(tmp_path / "live" / role) for role in ("input", "output", "failed")}
+    for root in roots.values():
+        Path(root).mkdir(parents=True)
+    live = {"name": "live", "originals": "delete", "kind": "frames", "latency": "realtime", **roots}
+    settings = {"pipeline": {"queue": 4, "batch_maximum": 1, "arena_bytes": 64 << 20, "free_bytes_minimum": 0}}
+    settings |= {"service": {"status_interval": 0.1}, "arrays": {"folder": [live]}}
+    with ServiceUnderTest(tmp_path, settings=settings) as service:
+        service.hold.touch()
+        service.drop_all(samples(range(40)))
+
+        def depth(name: str) -> int:
+            status = json.loads((service.runtime / "status.json").read_text())
+            return int(status.get("health", {}).get("channels", {}).get(name, {}).get("depth", 0))
+
+        service.wait(lambda: (depth("frames"), depth("jobs")) == (4, 3), "a full pipeline")
+        fresh = tmp_path / "fresh.png"
+        fresh.write_bytes(frame(0))
+        fresh.rename(Path(roots["input"]) / "0.png")
+        service.wait(lambda: depth("frames") == 5, "the live frame beside the others")
+        service.hold.unlink()
+        service.wait_for_endings(41)
+        order = [int(line) for line in service.count.read_text().splitlines()]
+        (done,) = service.named("image.done", folder="live")
+    assert order.index(done["job"]) == 1, "it did not go next after the image that was computed"
+
+
+def test_masks_of_steady_frames_do_not_touch_what_the_filter_remembers(tmp_path: Path) -> None:
+    """An empty frame is published without any alpha; the next one follows from the alpha that it had."""
+    recipe = {"content": "mask", "format": "png", "empty_below": 0.9}
+    masks = ServiceUnderTest(tmp_path / "masks", folder=STEADY, recipe=recipe)
+    with masks:
+        masks.serve_all({f"{number}.png": frame(number) for number in range(3)})
+        verdicts = [each["verdict"] for each in masks.named("image.done")]
+        masks.restart()
+        masks.configure({}, STEADY, {"content": "mask", "format": "png"})
+        masks.restart()
+        masks.serve_all({"3.png": frame(3)})
+    whole = ServiceUnderTest(tmp_path / "whole", folder=STEADY, recipe={"content": "mask", "format": "png"})
+    with whole:
+        whole.serve_all({f"{number}.png": frame(number) for number in range(4)})
+    assert verdicts == ["empty"] * 3
+    assert (masks.output / "3.png").read_bytes() == (whole.output / "3.png").read_bytes()
+
+
+def test_stopped_again_and_again_in_the_middle_of_a_film(tmp_path: Path) -> None:
+    with ServiceUnderTest(tmp_path, folder=STEADY | {"frame_wait": 30.0}) as service:
+        service.drop_all({f"{number}.png": frame(number) for number in range(300)})
+        for count in (40, 110, 180):
+            service.wait_for_endings(count)
+            service.restart()
+        service.wait_for_endings(300)
+        assert numbers_done(service, ".") == list(range(300))
+        assert [each["notes"] for each in service.named("image.done") if "notes" in each] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -25,8 +26,8 @@ def image(number: int, size: tuple[int, int] = (40, 60)) -> tuple[Bytes, Bytes]:
     return rgb, alpha
 
 
-def job(number: int, folder: str = "film") -> Job:
-    turn = FrameTurn("take/", number, number + 1, number)
+def job(number: int, folder: str = "film", sequence: str = "take/") -> Job:
+    turn = FrameTurn(sequence, number, number + 1, number)
     return Job(number + 1, folder, f"take/{number}.png", "", FileVersion(1, 2, 3, 4), 1, 0.0, 0.0, True, turn=turn)
 
 
@@ -120,3 +121,32 @@ def test_a_folder_that_refuses_states_costs_no_frame(tmp_path: Path) -> None:
     made, wanted = bench.apply(0, 1, 2), kept.apply(0, 1, 2)
     assert all(np.array_equal(one, other) for one, other in zip(made, wanted, strict=True))
     assert len(bench.events.named("sequence.state_lost")) == 1
+
+
+def test_frames_come_out_the_same_however_often_their_work_is_cut_short(tmp_path: Path) -> None:
+    made = Bench(tmp_path).apply(*range(6))
+    for _ in range(3):
+        assert np.array_equal(Bench(tmp_path).apply(4)[0], made[4])
+    again = Bench(tmp_path)
+    assert np.array_equal(again.apply(4, 5)[1], made[5])
+    assert np.array_equal(again.apply(6)[0], Bench(tmp_path / "whole").apply(*range(7))[6])
+
+
+def test_what_comes_before_every_state_was_no_frame_in_order(tmp_path: Path) -> None:
+    bench = Bench(tmp_path)
+    assert not bench.filters.is_before("film", "take/", 0)
+    bench.apply(*range(5, 10))
+    assert [bench.filters.is_before("film", "take/", number) for number in (6, 7, 9, 10)] == [True, False, False, False]
+
+
+def test_planes_that_only_the_disk_has_are_read_again(tmp_path: Path) -> None:
+    with mock.patch("rmbgd.sequence.filters.IN_MEMORY", 1):
+        bench, made = Bench(tmp_path / "few"), {}
+        for number in range(5):
+            for sequence in ("a/", "b/", "c/"):
+                published = bench.filters.apply(job(number, sequence=sequence), *image(number))
+                made[sequence, number] = published
+        held = [state.memory for state in bench.filters._filters.values()]
+    whole = Bench(tmp_path / "whole").apply(*range(5))
+    assert all(np.array_equal(published, whole[number]) for (_, number), published in made.items())
+    assert [memory is None for memory in held] == [True, True, False]

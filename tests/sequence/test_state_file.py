@@ -29,7 +29,6 @@ def filled(path: Path, numbers: range, slots: int = 3) -> StateFile:
     assert file.load() == ([], "")
     for number in numbers:
         file.save(saved(number))
-    file.close()
     return StateFile(path, slots)
 
 
@@ -43,13 +42,12 @@ def test_the_last_ones_are_read_back_newest_last(tmp_path: Path) -> None:
 
 def test_its_size_is_bounded(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    filled(path, range(4)).close()
+    filled(path, range(4))
     size = path.stat().st_size
     file = StateFile(path, 3)
     file.load()
     for number in range(4, 200):
         file.save(saved(number))
-    file.close()
     assert path.stat().st_size == size == 3 * 2 * PAGE
 
 
@@ -65,12 +63,11 @@ def test_it_goes_on_in_the_oldest_slot_after_a_restart(tmp_path: Path) -> None:
 def test_a_torn_slot_does_not_count(tmp_path: Path, cut: int) -> None:
     """The newest slot was written over the oldest one up to `cut` bytes when the process was killed."""
     path = tmp_path / "state"
-    filled(path, range(3)).close()  # numbers 0, 1, 2, in slots 1, 2, 0
+    filled(path, range(3))  # numbers 0, 1, 2, in slots 1, 2, 0
     before = path.read_bytes()
     file = StateFile(path, 3)
     file.load()
     file.save(saved(3))
-    file.close()
     after = path.read_bytes()
     where = 2 * PAGE  # slot 1
     path.write_bytes(before[:where] + after[where : where + cut] + before[where + cut :])
@@ -88,7 +85,6 @@ def test_other_sizes_begin_a_new_file(tmp_path: Path) -> None:
     file = filled(path, range(4))
     file.load()
     file.save(saved(4, shape=(200, 300)))
-    file.close()
     found, problem = StateFile(path, 3).load()
     assert ([each.number for each in found], problem) == ([4], "")
     assert_same(found[0], saved(4, shape=(200, 300)))
@@ -102,7 +98,7 @@ def test_a_damaged_file_is_a_problem_and_no_state(tmp_path: Path, data: bytes) -
 
 def test_hostile_facts_read_nothing_beyond_the_file(tmp_path: Path) -> None:
     path = tmp_path / "state"
-    filled(path, range(3)).close()
+    filled(path, range(3))
     data = path.read_bytes().replace(b'"guide":[9,11]', b'"guide":[9,1e9')
     path.write_bytes(data.replace(b'"alpha":[40,50]', b'"alpha":[-1,50]'))
     assert StateFile(path, 3).load() == ([], "damaged")
