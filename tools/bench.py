@@ -5,6 +5,7 @@
     python -m tools.bench service     the service around a network that costs nothing: start, latency, claims, memory
     python -m tools.bench frames      frames of a film through the service, in order and steady, around a null network
     python -m tools.bench live        a live frame beside a backlog of stills and a film, around a network of fixed time
+    python -m tools.bench temporal    mattes of made sequences, steadied: flicker, lag, error at moving edges, time
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
     python -m tools.bench filters     how images are brought to a network's size, on images with truth
     python -m tools.bench refine      what refining alpha's edges gains and costs, on images with truth
@@ -30,7 +31,20 @@ from rich.console import Console
 
 from tools.tables import Report
 
-SUBJECTS = "pipeline", "checks", "service", "frames", "live", "model", "filters", "refine", "deliver", "load", "race"
+SUBJECTS = (
+    "pipeline",
+    "checks",
+    "service",
+    "frames",
+    "live",
+    "temporal",
+    "model",
+    "filters",
+    "refine",
+    "deliver",
+    "load",
+    "race",
+)
 BENCHES = {name: f"tools.benches.{name}" for name in SUBJECTS}
 BENCHES["gpu"] = "tools.gpubench.sections"
 

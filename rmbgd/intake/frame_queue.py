@@ -50,7 +50,7 @@ class _Sequence:
 
 
 class FrameQueue:
-    """`waiting` by path: whatever the backlog keeps of a file that may be claimed is its own affair."""
+    """Knows files by their paths; what else is known of them, the backlog has."""
 
     def __init__(self, folder: Folder, filters: Filters, turns: Turns, clock: Clock, emit: Emit) -> None:
         self._name, self._filters, self._turns, self._clock, self._emit = folder.name, filters, turns, clock, emit
@@ -63,7 +63,7 @@ class FrameQueue:
         self._markers: dict[str, _Marker] = {}  # by directory
         self._used: dict[str, int] = {}  # markers that may not be removed: path -> ctime
         self.unseen = False  # files of the folder were not looked at, as the backlog had no room
-        self.seen_at = -math.inf  # when those that come first were last looked at, each
+        self.seen_at = -math.inf  # since when every file that comes first was looked at
 
     # ---------------------------------------------------------------------------------------------- what waits
 

@@ -124,10 +124,12 @@ class Filters:
             if state.memory is not None and state.frames:
                 state.memory = Saved(state.memory.number, state.memory.arrays, ended=True)
                 self._save(state)
-        known = state.memory is not None and state.first is not None
-        last = {"first": state.first, "last": state.memory.number} if known and state.memory is not None else {}
-        figures = state.figures.document() if state.frames and self._rules[folder].steady else {}
-        return {"frames": state.frames, **last, **({"flicker": figures} if figures else {})}
+        said: dict[str, object] = {"frames": state.frames}
+        if state.memory is not None and state.first is not None:
+            said |= {"first": state.first, "last": state.memory.number}
+        if state.frames and self._rules[folder].steady:
+            said["flicker"] = state.figures.document()
+        return said
 
     def prune(self) -> None:
         """Forget sequences without a frame for KEPT_SECONDS."""
@@ -187,9 +189,11 @@ class Filters:
     def _evict(self) -> None:
         """Keep the planes of the sequences used last; those of others are on the disk."""
         with self._lock:
+            if self._write_failed:
+                return  # then the disk has them not
             for state in list(self._filters.values())[:-IN_MEMORY]:
                 if state.file is not None and not state.evicted and state.lock.acquire(blocking=False):
-                    state.evicted, state.memory = not self._write_failed, state.memory if self._write_failed else None
+                    state.evicted, state.memory = True, None
                     state.lock.release()
 
     def _before(self, state: _Filter, number: int) -> Saved | None:

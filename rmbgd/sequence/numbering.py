@@ -6,7 +6,7 @@ sequence, and the run is the number, whatever its width.
 
 from __future__ import annotations
 
-import posixpath as paths
+import posixpath
 import re
 from dataclasses import dataclass
 
@@ -29,13 +29,13 @@ class FrameNumber:
 
 def frame_number(relative_path: str) -> FrameNumber | None:
     """None for a file that has no number: a still among the frames."""
-    folder, name = paths.split(relative_path)
-    found = _LAST_RUN.fullmatch(_VERSION.sub("", paths.splitext(name)[0]))
+    folder, name = posixpath.split(relative_path)
+    found = _LAST_RUN.fullmatch(_VERSION.sub("", posixpath.splitext(name)[0]))
     if found is None or len(found["number"].lstrip("0")) > DIGITS_MAXIMUM:
         return None
     stem = f"{found['before']}*{found['after']}" if found["after"] else found["before"]
-    return FrameNumber(paths.join(folder, stem) or ".", int(found["number"]))
+    return FrameNumber(posixpath.join(folder, stem) or ".", int(found["number"]))
 
 
 def is_end_marker(relative_path: str) -> bool:
-    return paths.basename(relative_path) == END_MARKER
+    return posixpath.basename(relative_path) == END_MARKER

@@ -9,7 +9,7 @@ is new. After a cut the filter begins anew. It is causal: no frame waits for ano
 Alpha is moved at its full size, but only in rectangles around what is soft or changes; all else is decided at half of
 the guide's size. Filtering the difference of small mattes instead keeps the finest flicker, and edges lose by it.
 
-Measured (tools.bench_temporal) with u2netp on 32 made sequences that nothing was tuned on, against frames one by one:
+Measured (tools.bench temporal) with u2netp on 32 made sequences that nothing was tuned on, against frames one by one:
 warped error -37 % (-44 % at the guide's size), dtSSD -20 %, as most of that is error that moves along with the subject
 (-37 % along the motion), -66 % where all stands still; error at moving edges +0.2 %, with a learned plate -2.6 %. A
 plain average of the same weight: +9 % dtSSD, and +83 % error at moving edges.

@@ -52,6 +52,23 @@ def test_filters_are_compared_on_any_folder_of_images_and_masks(tmp_path: Path) 
 
 @pytest.mark.slow
 @pytest.mark.integration
+def test_frames_of_a_film_are_measured_through_the_service() -> None:
+    code, _, found = run("frames", "--quick")
+    assert (code, len(found)) == (0, 4)
+    assert [each["out_of_order"] for way, each in found.items() if way != "images"] == [0, 0, 0]
+    assert all(each["steady_ms"] > 0 for way, each in found.items() if "steady" in way)
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_the_temporal_filter_is_compared_with_frames_one_by_one() -> None:
+    code, _, found = run("temporal", "--quick")
+    assert (code, len(found["sequences"])) == (0, 1)
+    assert {"steady", "median", "ema", "frozen"} == found["change"].keys()
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 def test_refining_is_measured_on_any_folder_of_images_and_soft_masks(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "gt").mkdir()

@@ -1,7 +1,5 @@
 """Measures the temporal filter on made sequences with exact alpha: flicker, lag, error at moving edges, time.
 
-    python -m tools.bench_temporal [--kind pan ...] [--seed 1 ...] [--frames 24] [--cache FOLDER] [--json]
-
 Mattes of u2netp, as the service has them, frame by frame, and what four filters make of them:
 
     steady   sequence.temporal, without a plate
@@ -22,7 +20,6 @@ Changes are of each sequence against its frames one by one, in per cent, then th
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -31,7 +28,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from rmbgd.evaluate.metrics import Plane, dtssd
 from rmbgd.evaluate.sequence import moving_edge_error
@@ -198,7 +195,17 @@ def changes(rows: Sequence[dict[str, dict[str, float]]], name: str) -> dict[str,
     return found
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--kind", choices=KINDS, action="append", help="give it several times; default: all")
+    parser.add_argument("--seed", type=int, action="append", help="likewise; default: 1")
+    parser.add_argument("--frames", type=int, default=FRAMES // 2)
+    parser.add_argument("--size", type=size_of, default=SIZE, metavar="WxH")
+    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where mattes are kept for another run")
+
+
 def run(options: argparse.Namespace) -> Report:
+    if options.quick:
+        options.kind, options.frames, options.size = ["walk"], 4, (320, 180)
     cv2.setNumThreads(1)
     source, matte = material(), mattes()
     rows: list[dict[str, dict[str, float]]] = []
@@ -249,23 +256,3 @@ def _percent(measure: str, found: dict[str, float]) -> str:
     if measure not in found:
         return ""
     return f"{found[measure]:.3f}" if measure == "lag" else f"{found[measure]:+.1f}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tools.bench_temporal", description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--kind", choices=KINDS, action="append", help="give it several times; default: all")
-    parser.add_argument("--seed", type=int, action="append", help="likewise; default: 1")
-    parser.add_argument("--frames", type=int, default=FRAMES // 2)
-    parser.add_argument("--size", type=size_of, default=SIZE, metavar="WxH")
-    parser.add_argument("--cache", type=Path, metavar="FOLDER", help="where mattes are kept for another run")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    report = run(options)
-    if options.json:
-        print(json.dumps(report.found))
-    else:
-        Console(highlight=False).print(*report.shown, sep="\n")
-
-
-if __name__ == "__main__":
-    main()
