@@ -132,6 +132,7 @@ EVENTS: dict[str, EventKind] = {
             "bytes_in": "size of the input", "bytes_out": "size of the output", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, review, empty, full", "batch": "images in the same batch",
             "reused": "true when copied from the result of an identical image", "sha256_in": "of the input", "sha256_out": "of the output", "notes?": "oddities of the input that were corrected", "engine_tries?": "runs it took, when an engine fault made it more than one",
             "score?": "confidence 0..1 that the matte is right", "unusual?": "robust z of the area in this folder", "reasons?": "why it waits for review, in words",
+            "frames?": "of a film", "film_seconds?": "when its last frame ends", "flicker?": "of a steady film: still_change, warped_error, lag, resets",
             "review?": "what the score was computed from, and the version of its model", "outputs?": "of a set: path, format, size, sha256, preset, compliance of each file",
         },
     ),
@@ -167,6 +168,19 @@ EVENTS: dict[str, EventKind] = {
         },
     ),
     "sequence.state_lost": EventKind("warning", "The state of temporal filters cannot be written: with the next start they begin from nothing. Reported once.", {"path": "of its folder", "detail": "what exactly"}),
+    # --- films
+    "film.started": EventKind(
+        "info", "A film is begun: its header is within the limits, and its first frame was decoded. It ends with image.done or image.failed; killed meanwhile, it begins again.",
+        {
+            "folder": "name of the drop folder", "path": "below the drop folder", "job": "number of the job", "width": "px, as shown", "height": "px", "codec": "of its frames", "rate": "frames a second, on the mean",
+            "frames": "that its header promises; null: it does not say", "film_seconds": "likewise", "streams": "of every kind",
+        },
+    ),
+    "film.progress": EventKind(
+        "debug", "How far the film in work is; once a second.",
+        {"folder": "name of the drop folder", "path": "below the drop folder", "job": "number of the job", "frames": "that have a matte", "of": "frames that its header promises; null: it does not say", "rate": "frames a second", "left": "seconds until its last one; null: nobody can say", "seconds": "since film.started"},
+    ),
+    "film.lost": EventKind("warning", "The process that reads a film died or hung; another one begins it again. The second time it is rejected, after kills from outside the third.", {"folder": "name of the drop folder", "path": "below the drop folder", "job": "number of the job", "detail": "how it died, and its last words"}),
     # --- storage
     "storage.paused": EventKind(
         "error", "The disk cannot be written, or the ledger cannot be used. Finished results are kept, no more images are claimed, and it is tried again.",
@@ -203,7 +217,7 @@ EVENTS: dict[str, EventKind] = {
     "engine.limited": EventKind("warning", "An optional speed-up is unavailable on this device. Output quality is unaffected.", {"device": "name", "what": "memory_low, batch, pinned, graphs, kernels, openvino, precision, bfloat16, not_finite; float8 in older logs", "detail": "what exactly, and why"}),
     "engine.fault": EventKind("error", "The engine process failed on a batch. Its images are retried.", {"device": "name", "kind": "lost, memory, nonsense", "detail": "what exactly", "images": "jobs in the batch", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "A new engine process is ready after a fault.", {"device": "name", "seconds": "since the fault", "restarts": "since start"}),
-    "engine.output": EventKind("debug", "A line that the engine process or a C library wrote to its output.", {"source": "engine, service", "line": "its text"}),
+    "engine.output": EventKind("debug", "A line that the engine process or a C library wrote to its output.", {"source": "engine, service, film", "line": "its text"}),
     "engine.failover": EventKind("error", "Work moved to another device.", {"from": "device", "to": "device", "reason": "why", "reading?": "measured value", "threshold?": "its limit", "images": "jobs moved", "model": "now in use", "operator_action?": "what only a person can do"}),
     "engine.failback": EventKind("info", "Work moved back after the device passed its self-test.", {"from": "device", "to": "device", "seconds": "away", "model": "now in use"}),
     "engine.degraded": EventKind("warning", "A device is suspect, a lesser model is in use, or there is no fallback.", {"device": "name", "reason": "why", "reading?": "measured value", "threshold?": "its limit", "model?": "now in use", "operator_action?": "what only a person can do"}),

@@ -22,6 +22,18 @@ SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256",
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 """Of outputs, by the recipe's format."""
 
+FILM_EXTENSIONS = {"prores4444": ".mov", "vp9": ".webm", "h264": ".mp4", "png": ".zip"}
+"""Of films, by the recipe's `film`."""
+
+PLAIN = frozenset({*EXTENSIONS.values(), *FILM_EXTENSIONS.values()})
+"""Slots of the one output of a recipe that lists none."""
+
+FILMS = (".mp4", ".mov", ".mkv", ".webm", ".m4v")
+"""Suffixes of films that are read."""
+
+FILM_FORMATS = {suffix: form for form, suffix in FILM_EXTENSIONS.items()}
+"""Of the suffixes that an output may be named with."""
+
 PREVIEW = ".review.jpg"
 """Extension of the preview of an image that waits for review; it stands beside its files, and is none of them."""
 
@@ -53,6 +65,11 @@ def fit(name: str, limit: int = NAME_MAXIMUM) -> str:
     while len(_bytes(stem)) > space:
         stem = stem[: -max(1, (len(_bytes(stem)) - space) // 4)]
     return stem + mark + extension
+
+
+def is_film(path: str) -> bool:
+    """By its suffix."""
+    return posixpath.splitext(path)[1].lower() in FILMS
 
 
 def output_names(relative_path: str, extension: str) -> tuple[str, str]:

@@ -35,7 +35,8 @@ MAY_USE: dict[str, set[str]] = {
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
     "sequence": BASE | {"config", "store", "imaging"},
-    "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish", "sequence"},
+    "film": BASE | {"config", "imaging", "deliver", "engine", "sequence"},
+    "pipeline": BASE | {"config", "store", "imaging", "deliver", "engine", "publish", "sequence", "film"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline", "sequence"},
     "fleet": BASE | {"config", "store", "publish", "engine", "pipeline", "intake"},
     "service": BASE
@@ -154,31 +155,32 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1860, 14),
-    "backends": (2400, 19),
+    "": (1900, 14),
+    "backends": (2490, 20),
     "bench": (740, 4),
-    "cli": (4070, 31),
+    "cli": (4100, 31),
     "deliver": (1830, 12),
-    "config": (1890, 7),
+    "config": (1930, 7),
     "doctor": (860, 5),
-    "engine": (4280, 22),
+    "engine": (4340, 22),
     "imaging": (3050, 18),
-    "intake": (2760, 15),
+    "intake": (2780, 15),
     "models": (4760, 26),
     "mtbf": (2210, 10),
-    "pipeline": (2040, 10),
-    "publish": (1830, 8),
-    "service": (3510, 21),
+    "pipeline": (2720, 12),
+    "publish": (1840, 8),
+    "service": (3560, 21),
     "report": (250, 2),
     "evaluate": (1030, 7),
     "store": (2270, 13),
-    "telemetry": (910, 6),
-    "testing": (705, 6),
+    "telemetry": (920, 6),
+    "testing": (710, 6),
     "fleet": (4670, 26),
-    "sequence": (1240, 8),
+    "sequence": (1260, 8),
+    "film": (1390, 5),
 }
-MODULES, LINES, TEST_LINES = 290, 48_950, 47_800
-FILE_LINES, SETTINGS_LINES = 500, 730
+MODULES, LINES, TEST_LINES = 298, 51_450, 49_300
+FILE_LINES, SETTINGS_LINES = 500, 760
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
     "is told|are told|his turn|stands in"

@@ -36,6 +36,7 @@ SUBJECTS = (
     "checks",
     "service",
     "frames",
+    "films",
     "live",
     "temporal",
     "model",

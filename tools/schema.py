@@ -45,19 +45,21 @@ KEYS: dict[str, str] = {
     key: name
     for name, keys in {
         "any": "configured reading threshold used",
-        "text": "aside boot_id cause code config decision detail device error event file_system fingerprint folder "
-        "format from gate holder hook host how kind lease line mode model operator_action output path person "
+        "text": "aside boot_id cause code codec config decision detail device error event file_system fingerprint "
+        "folder format from gate holder hook host how kind lease line mode model operator_action output path person "
         "python quarantine reason recipe result server_version servers setting source stage start "
         "sequence state state_directory status to traceback version what why worker",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
+        "count or null": "film.started.frames of",
         "count": "adopted apart arena_bytes arena_resident armed attempt batch bytes bytes_in bytes_out contender_pid "
         "descriptors done ended_pid engine_tries exit_code failed health.threads height in_flight job jobs ledger_rows "
         "empty first frame frames last left missing pid postponed published restarts returned rows rss_bytes "
-        "service.ready.recovered set_aside skipped reviews temporaries told trips unknown waiting wanted watches width",
-        "number": "heartbeat monotonic rate seconds unusual until uptime window",
-        "number or null": "oldest_waiting",
+        "service.ready.recovered set_aside skipped streams reviews temporaries told trips unknown waiting wanted "
+        "watches width",
+        "number": "film_seconds heartbeat monotonic rate seconds unusual until uptime window",
+        "number or null": "film.progress.left film.started.film_seconds oldest_waiting",
         "share": "coverage score soft",
         "flag": "duplicate recovered reused waits",
         "level": "level",
@@ -93,6 +95,10 @@ STATUS = {
     "last_problem": ("table or null", "the last event of level warning or worse"),
     "folders": ("tables", "how each drop folder is watched"),
     "arena_kept": ("count", "bytes that a device has page-locked"),
+    "film?": (
+        "table or null",
+        "the film in work: folder, path, frames, of, rate, left (s), seconds; null when there is none",
+    ),
     "safe_mode": ("table or null", "causes, left_in, waits; null when it is off"),
     "config?": ("text", "configuration file"),
     "cpu_models?": ("tables", "how the CPU computes each model: runtime, its version, precision, and why that"),

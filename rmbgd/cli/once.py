@@ -15,8 +15,17 @@ from typing import IO, Any, Literal, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
 
+from rmbgd import naming as names
 from rmbgd.cli.main import usage_error
 from rmbgd.cli.parser import CommandParser
 from rmbgd.config.load import Config, overlay
@@ -24,7 +33,7 @@ from rmbgd.config.settings import MEBI, Recipe, percent
 from rmbgd.errors import ConfigError, Exit, explain
 from rmbgd.events import Emit
 from rmbgd.models import licences, store
-from rmbgd.naming import EXTENSIONS, FORMATS
+from rmbgd.naming import FILM_EXTENSIONS, FORMATS
 from rmbgd.service.destination import STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
 from rmbgd.wording import VERDICTS, printable
 
@@ -43,9 +52,10 @@ NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: number}  # ev
 
 
 def add_arguments(parser: CommandParser) -> None:
-    about = "an image, a folder with images at any depth, or - for standard input"
+    about = "an image or a film, a folder with some at any depth, or - for standard input"
     parser.add_argument("source", nargs="+", metavar="IN", help=about)
-    about = f"a folder; for one image also a file ({', '.join(FORMATS)}), or - for standard output"
+    films = ", ".join(FILM_EXTENSIONS.values())
+    about = f"a folder; for one image also a file ({', '.join(FORMATS)}; of a film {films}), or - for standard output"
     parser.add_argument("output", metavar="OUT", help=about)
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing outputs")
     parser.add_argument("-q", "--quiet", action="store_true", help="print only what is rejected")
@@ -91,15 +101,15 @@ def _paths_anywhere(found: argparse.Namespace, left: list[str]) -> list[str]:
     return []
 
 
-def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Config, Recipe]:
-    """The configuration and the recipe that the options ask for, in format `form` where they say nothing of it. Raises
-    ConfigError with every problem."""
+def settings(options: argparse.Namespace, form: str | None = None, film: str | None = None) -> tuple[Config, Recipe]:
+    """The configuration and the recipe that the options ask for, in format `form`, films in `film`, where they say
+    nothing of it. Raises ConfigError with every problem."""
     asked = {
         "recipe": {name: getattr(options, name) for name in SETTINGS},
         "engine": {"device": options.device},
         "service": {"models_directory": options.models_dir and options.models_dir.absolute()},
     }
-    asked["recipe"]["format"] = options.format or form
+    asked["recipe"] |= {"format": options.format or form, "film": options.film or film}
     return overlay(options.config, options.recipe, ("engine", "service"), asked)
 
 
@@ -112,13 +122,13 @@ def run(options: argparse.Namespace) -> int:
 def _run(options: argparse.Namespace, scratch: Path | None) -> int:
     try:
         check_standard(options.source, options.output)
-        found = plan(options.source, options.output, scratch=scratch, asked=options.format)
+        found = plan(options.source, options.output, scratch=scratch, asked=options.format, asked_film=options.film)
     except ConfigError as error:
         return usage_error("once", error)
     except OSError as error:
         return _cannot("read", error)
     try:
-        config, recipe = settings(options, found.format)
+        config, recipe = settings(options, found.format, found.film)
     except ConfigError as error:
         if options.config is not None:
             raise
@@ -126,8 +136,11 @@ def _run(options: argparse.Namespace, scratch: Path | None) -> int:
     resolved = config.resolved(options.recipe)
     if found.single is not None and resolved.makes_several:
         return usage_error("once", ConfigError("the recipe makes several files of an image; name a folder for them"))
+    if resolved.of_images_alone and found.images and all(names.is_film(image.path) for image in found.images):
+        text = f"films cannot have {resolved.of_images_alone[0]}; leave it out"
+        return usage_error("once", ConfigError(text))
     try:
-        found.outputs(EXTENSIONS[resolved.format])
+        found.outputs(names.EXTENSIONS[resolved.format], FILM_EXTENSIONS[resolved.film])
     except ConfigError as error:
         return usage_error("once", error)
     models = config.service.models_directory
@@ -258,11 +271,20 @@ def progress(console: Words, found: RunPlan, *, quiet: bool = False) -> Iterator
     hidden = quiet or not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
         task = bar.add_task("loading the model", total=len(found.images))
+        films: dict[int, TaskID] = {}  # by job
 
         def emit(event: str, /, **keys: Any) -> None:
             if event == "engine.started":
                 bar.update(task, description=escape(f"on {keys['device']}"))
+            elif event == "film.started":
+                if keys["job"] in films:  # its process was lost
+                    bar.remove_task(films[keys["job"]])
+                films[keys["job"]] = bar.add_task(escape(printable(keys["path"])), total=keys["frames"])
+            elif event == "film.progress":
+                bar.update(films[keys["job"]], completed=keys["frames"], refresh=True)
             elif event in ("image.done", "image.failed", "image.postponed"):
+                if keys.get("job") in films:
+                    bar.remove_task(films.pop(keys["job"]))
                 bar.advance(task)
                 if event != "image.done":
                     why = f"{keys['reason']} ({keys['detail']})" if "reason" in keys else str(keys["detail"])

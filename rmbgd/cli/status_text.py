@@ -89,6 +89,7 @@ def rows(record: Mapping[str, Any], now: datetime) -> list[StatusLine]:
         StatusLine("queue", f"{waiting}, the oldest for {duration(oldest)}" if oldest else waiting),
         StatusLine("rate", f"{one} a minute, {five} over five minutes"),
         StatusLine("images", _counts(health)),
+        *([StatusLine("film", _film(record["film"]))] if record.get("film") else []),
         *([StatusLine("review", _reviews(health["reviews"]), Mood.ODD)] if health.get("reviews") else []),
         StatusLine("device", f"{health['device']}, {state}", _device_mood(state)),
         *_devices(health),
@@ -137,6 +138,12 @@ def _counts(health: Mapping[str, Any]) -> str:
 
 def _reviews(count: int) -> str:
     return f"{count} image{'s' * (count != 1)} wait{'s' * (count == 1)} for a person; see `rmbgd review list`"
+
+
+def _film(facts: Mapping[str, Any]) -> str:
+    of = f" of {facts['of']}" if facts["of"] else ""
+    left = f", {duration(facts['left'])} left" if facts["left"] is not None else ""
+    return f"{facts['path']}: {facts['frames']}{of} frames, {facts['rate']:.3g} a second{left}"
 
 
 def _paused(reason: str | None) -> str:

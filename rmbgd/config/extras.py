@@ -22,6 +22,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "systemd": ("systemd.daemon", "systemd's own library; the service does without"),
     "tensorrt": ("tensorrt", "a rival of the GPU engine, for measuring"),
     "transformers": ("transformers", "rmbgd.models.hf"),
+    "video": ("av", "films"),
 }
 
 
@@ -38,6 +39,7 @@ def missing_extras(config: Config) -> list[str]:
         "metrics": config.health.metrics_file is not None and "health.metrics_file",
         "fleet": config.source.kind == "jetstream" and 'source.kind = "jetstream"',
         "s3": bool(config.bucket) and "[[bucket]]",
+        "video": any(folder.kind == "films" for folder in config.folder) and '[[folder]] kind = "films"',
         "openvino": config.engine.cpu_runtime == "openvino" and 'engine.cpu_runtime = "openvino"',
     }
     found: list[str] = []

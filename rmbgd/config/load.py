@@ -106,6 +106,8 @@ class Config(Settings):
                 yield [(*place, "review")], text
             if isinstance(folder, Folder) and folder.kind == "frames":
                 yield from self._of_frames(place, folder.recipe, recipe, steady=folder.temporal == "steady")
+            if isinstance(folder, Folder) and folder.kind == "films":
+                yield from self._of_films(place, folder.recipe, recipe)
         if self.source.kind == "jetstream":
             yield from self._in_a_fleet()
         elif self.bucket:
@@ -134,6 +136,14 @@ class Config(Settings):
         if self.engine.device == "cpu" and self.health.require_gpu:
             text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
             yield [("engine", "device"), ("health", "require_gpu")], text
+
+    def _of_films(self, place: Location, name: str, recipe: Recipe) -> Iterator[tuple[Sequence[Location], str]]:
+        if self.source.kind == "jetstream":
+            text = '"films" is for folders of this machine, [source] kind = "folders"'
+            yield [(*place, "kind"), ("source", "kind")], text
+        if used := recipe.of_images_alone:
+            text = f"'{name}' sets {used[0]}, which films cannot have; name another recipe for them"
+            yield [(*place, "recipe"), ("recipe", name, used[0])], text
 
     def _of_frames(
         self, place: Location, name: str, recipe: Recipe, *, steady: bool
@@ -252,6 +262,11 @@ class Config(Settings):
     def resolved(self, recipe: str) -> Recipe:
         """A recipe by name, with the settings of its presets."""
         return self._resolved.get(recipe, _BUILT_IN)
+
+    def extension_of(self, folder: Folder) -> str:
+        """Of the one output of an image or a film of this folder, where its recipe lists none."""
+        recipe = self.recipe_of(folder)
+        return names.FILM_EXTENSIONS[recipe.film] if folder.kind == "films" else names.EXTENSIONS[recipe.format]
 
     @cached_property
     def _resolved(self) -> Mapping[str, Recipe]:

@@ -247,6 +247,14 @@ class LimitSettings(Settings):
         reason="an uncompressed 16-bit TIFF of 50 megapixels has 300 MB")
     metadata_bytes: int = setting(8 * MEBI, unit="bytes", ge=KIBI, le=256 * MEBI,
         reason="profiles and text take kilobytes; more is an attack")
+    film_seconds: float = setting(7200.0, unit="s", ge=1, le=864_000,
+        reason="a longer film holds up all that come after it; films go one after another")
+    film_frames: int = setting(432_000, unit="frames", ge=1, le=100_000_000,
+        reason="two hours at 60 a second; a film may hold more than its length promises")
+    film_streams: int = setting(8, unit="streams", ge=1, le=256,
+        reason="one of images, sound in a few languages, subtitles; each one more is read by code that may be wrong")
+    film_bytes: int = setting(64 * 1024 * MEBI, unit="bytes", ge=1, le=1 << 44,
+        reason="two hours of ProRes have about as much")
 
 
 class PipelineSettings(Settings):
@@ -264,6 +272,8 @@ class PipelineSettings(Settings):
         reason="largest batch offered to the engine, which may take less")
     batch_wait: float = setting(0.0, unit="s", ge=0, le=0.003,
         reason="extra time to wait for more images while the engine is idle; rarely helps")
+    film_timeout: float = setting(120.0, unit="s", ge=1, le=3600,
+        reason="a film's process that says nothing for so long is hung, and killed; one frame takes less than a second")
     free_bytes_minimum: int = setting(512 * MEBI, unit="bytes", ge=0, le=1 << 50,
         reason="below this free space on an output, no image is claimed until there is half as much again")
 
@@ -539,6 +549,10 @@ class Recipe(Look):
         reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
     model_sha256: Digest = setting("", unit="hex digits",
         reason="refuse a model whose file has another SHA-256; empty: the registry's digest if there is one. The digest is always logged")
+    film: Literal["prores4444", "vp9", "h264", "png"] = setting("prores4444",
+        reason="what comes out of a film: prores4444 (.mov) and vp9 (.webm) hold alpha; h264 (.mp4) shows it on the background colour; png is a .zip of numbered frames, with their times (docs/films.md)")
+    film_quality: int = setting(18, unit="CRF", ge=0, le=51,
+        reason="of vp9 and h264: lower is better and larger; 18 is near what eyes can tell")
     edge_colours: Literal["clean", "keep"] = setting("clean",
         reason="colours of half-transparent pixels: clean removes the old background from them; keep leaves the photo's")
     refine: Literal["auto", "off"] = setting("auto",
@@ -594,6 +608,13 @@ class Recipe(Look):
                     text = f"{each.path!r} may give the name that {other.path!r} gives; two files need two names"
                     yield [("deliver", number, "path")], text
                     break
+
+    @property
+    def of_images_alone(self) -> list[str]:
+        """Settings that say something films cannot have."""
+        names = ("crop", "canvas", "longest_side", "fill", "margins", "straighten", "shadow", "clipping_path", "mask_bits",
+                 "preset", "deliver", "subjects", "coco", "review_below")  # fmt: skip
+        return [name for name in names if getattr(self, name) != Recipe.model_fields[name].default]
 
     @property
     def makes_several(self) -> bool:
@@ -695,10 +716,12 @@ class Folder(Settings):
         reason="realtime images go first and alone, so that none waits for a batch")
     latency_target: float = setting(0.13, unit="s", ge=0.005, le=3600,
         reason="time an image may spend in the engine. A batch takes at most half of it, as an image may just miss one; raise it where only throughput counts")
-    kind: Literal["images", "frames"] = setting("images",
-        reason="frames: numbered frames of films; a directory is a sequence, or a stem before a number, and its frames leave in the order of their numbers (docs/frames.md)")
+    kind: Literal["images", "frames", "films"] = setting("images",
+        reason="frames: numbered frames of films; a directory is a sequence, or a stem before a number, and its frames leave in the order of their numbers (docs/frames.md); films: .mp4, .mov, .mkv and .webm, one after another (docs/films.md)")
     temporal: Literal["off", "steady"] = setting("off",
-        reason="of frames: steady keeps alpha from flickering, by the frame before; what moves is not smoothed")
+        reason="of frames and films: steady keeps alpha from flickering, by the frame before; what moves is not smoothed")
+    look_ahead: int = setting(1, unit="frames", ge=0, le=8,
+        reason="of steady films: a frame's alpha follows from so many after it, too; one takes a twelfth of the flicker that is left, more take little more, and each costs the filter's time once more")
     plate: str = setting("", unit="image, or median",
         reason='of steady frames of a fixed camera: the empty scene, as an image file; "median" learns it; "" for a camera that moves')
     frame_wait: float = setting(2.0, unit="s", ge=0.05, le=3600,
@@ -717,10 +740,16 @@ class Folder(Settings):
         if self.originals == "archive" and self.done is None:
             text = 'is missing: originals = "archive" needs a `done` folder; give one, or say "delete" or "keep"'
             yield [("done",), ("originals",)], text
-        of_frames = ("temporal", "plate", "frame_wait", "frame_window", "sequence_quiet")
+        of_frames = ("plate", "frame_wait", "frame_window", "sequence_quiet")
         own = [name for name in of_frames if getattr(self, name) != Folder.model_fields[name].default]
         if self.kind != "frames" and own:
             yield [(own[0],), ("kind",)], 'is for frames of films; set kind = "frames", or drop it'
+        if self.kind == "images" and self.temporal != "off":
+            yield [("temporal",), ("kind",)], 'is for frames and films; set kind = "frames" or "films", or drop it'
+        if self.kind == "films" and self.latency == "realtime":
+            yield [("latency",), ("kind",)], "a film is not realtime: it is there whole; drop it"
+        if self.kind != "films" and self.look_ahead != Folder.model_fields["look_ahead"].default:
+            yield [("look_ahead",), ("kind",)], 'is for films, which are there whole; set kind = "films", or drop it'
         if self.plate and self.temporal != "steady":
             yield [("plate",), ("temporal",)], 'serves the temporal filter; set temporal = "steady", or drop it'
         if self.plate not in ("", "median") and not os.path.isabs(self.plate):

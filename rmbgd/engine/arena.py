@@ -140,6 +140,19 @@ class Arena(AbstractContextManager["Arena"]):
         with self._lock:
             self._withheld[worker] = self._withheld.get(worker, frozenset()).union(offsets)
 
+    def waits_since(self) -> float | None:
+        """Since when the lease waits that is next, in monotonic seconds; None where none does."""
+        with self._lock:
+            return self._since[self._queue[0]] if self._queue else None
+
+    def is_withheld(self, offset: int) -> bool:
+        """May a process that was killed still write there? For who lends a part of a lease again."""
+        with self._lock:
+            return self._is_withheld(offset, 1)
+
+    def _is_withheld(self, offset: int, byte_count: int) -> bool:
+        return any(offset <= each < offset + byte_count for offsets in self._withheld.values() for each in offsets)
+
     def trim(self, now: float) -> None:
         """Give back what no image has needed for TRIM_SECONDS: all free memory behind the highest address lent since.
 
@@ -237,7 +250,7 @@ class Arena(AbstractContextManager["Arena"]):
             self._take(lease)
 
     def _take(self, lease: Lease) -> None:
-        if any(lease.offset in offsets for offsets in self._withheld.values()):
+        if self._is_withheld(lease.offset, lease.byte_count):
             self._given_back.append(lease)
             return
         start, end = lease.offset, lease.offset + lease.byte_count

@@ -36,13 +36,15 @@ _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 def main(arguments: list[str]) -> None:
     connection_fd, arena_fd, parent = (int(argument) for argument in arguments)
-    _tie_to_parent(parent)
+    tie_to_parent(parent, "rmbgd-engine")
     faulthandler.enable()
     with socket.socket(fileno=connection_fd) as connection:
         serve(connection, arena_fd)
 
 
-def _tie_to_parent(parent: int) -> None:
+def tie_to_parent(parent: int, name: str) -> None:
+    """Make this process, `name` in lists, die with its parent, and before it where memory is short; no
+    signal to a group ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -50,7 +52,7 @@ def _tie_to_parent(parent: int) -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() != parent:  # it died before we asked
         os._exit(STICKY_STATUS)
-    libc.prctl(_PR_SET_NAME, b"rmbgd-engine", 0, 0, 0)
+    libc.prctl(_PR_SET_NAME, name.encode(), 0, 0, 0)
     with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
         score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
         file.seek(0)

@@ -22,7 +22,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
+from rmbgd.engine.types import (
+    Answer,
+    BatchReport,
+    EngineDescription,
+    FrameLink,
+    Limit,
+    MatteReport,
+    OutputPlane,
+    Region,
+    Work,
+)
 from rmbgd.errors import EngineMemory, EngineNonsense, ModelError
 
 Message = dict[str, Any]
@@ -89,25 +99,40 @@ class _Patience:
         return min(self._left, self.SLICE)
 
 
+def receive_into(
+    connection: socket.socket,
+    target: memoryview,
+    seconds: float | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> None:
+    """Fill `target` with what follows a message. Raises as `receive` does."""
+    _fill(connection, target, _Patience(seconds, monotonic))
+
+
 def _exactly(connection: socket.socket, count: int, patience: _Patience) -> bytes:
-    data = bytearray()
-    while len(data) < count:
+    data = bytearray(count)
+    _fill(connection, memoryview(data), patience)
+    return bytes(data)
+
+
+def _fill(connection: socket.socket, target: memoryview, patience: _Patience) -> None:
+    while target:
         connection.settimeout(patience.slice())
         try:
-            piece = connection.recv(count - len(data))
+            count = connection.recv_into(target)
         except TimeoutError:
             continue
         except ConnectionResetError:
-            piece = b""
-        if not piece:
+            count = 0
+        if not count:
             raise EOFError
-        data += piece
-    return bytes(data)
+        target = target[count:]
 
 
 def to_work(message: Message) -> Work:
     region = message["region"]
-    return Work(**message | {"region": Region(**region | {"output": OutputPlane(region["output"])})})
+    link = None if message["link"] is None else FrameLink(**message["link"])
+    return Work(**message | {"region": Region(**region | {"output": OutputPlane(region["output"])}), "link": link})
 
 
 def from_description(description: EngineDescription) -> Message:

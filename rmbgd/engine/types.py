@@ -82,6 +82,18 @@ def view(block: NDArray[np.uint8], region: Region) -> Slot:
 
 
 @dataclass(frozen=True, slots=True)
+class FrameLink:
+    """Which frame of which sequence an image is, for a recurrent network.
+
+    previous  ticket of the frame before it: its result is an input, where it was computed in this process
+    """
+
+    sequence: str
+    ticket: int
+    previous: int
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
     """One image to segment. `model` is the name of a recipe's model; every Work of one batch names the same."""
 
@@ -91,6 +103,7 @@ class Work:
     clean_edges: bool = True
     refine: bool = True  # alpha, where the image is much larger than the network
     second_look: bool = False  # where needs_second_look says so
+    link: FrameLink | None = None  # of a frame whose network is recurrent
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +214,11 @@ class MemoryTestPass:
 
 
 class Backend(Protocol):
-    """Computes alpha on one device. Every call comes from one thread, its owner."""
+    """Computes alpha on one device. Every call comes from one thread, its owner.
+
+    The facts of a model in its description say `recurrent` where it takes the frame before, under its alpha, as a
+    second image: frames of one sequence then come one after another, and their Work has a link.
+    """
 
     def start(self) -> EngineDescription:
         """Load, warm up, pass the self-test on the golden image. Raises EngineFault or ModelError."""

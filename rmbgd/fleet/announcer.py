@@ -67,6 +67,9 @@ class Announcer:
     def statistics(self) -> list[QueueStatistics]:
         return [self._waiting.statistics(), self._arrivals[0].statistics()]
 
+    def film(self) -> None:
+        return None
+
     # ------------------------------------------------------------------------------------------------ thread bodies
 
     def _announce(self, jobs: Receiver[Job], back: Sender[Arrival], heartbeat: Heartbeat) -> None:

@@ -27,6 +27,7 @@ from rmbgd.imaging.webp import webp_tail
 __all__ = ["TIFF_PIXELS", "Beginning", "Tail", "bmp_end", "box_length", "head_of", "tail_of"]
 
 TIFF_PIXELS = ((273, 279), (324, 325))  # tags: StripOffsets and StripByteCounts, TileOffsets and TileByteCounts
+INDICES = {b"meta", b"moov"}  # boxes without one of which a file of boxes has nothing to show
 _TIFF_TAGS = {tag for pair in TIFF_PIXELS for tag in pair}
 
 
@@ -98,15 +99,16 @@ def _tiff(descriptor: int, size: int) -> Tail:
 
 def _boxes(descriptor: int, size: int) -> Tail:
     """ISO/IEC 14496-12 (HEIC, AVIF): a row of boxes, each with its length."""
-    at = 0
+    at, kinds = 0, set[bytes]()
     for _ in range(STEPS_MAXIMUM):
         if at == size:
-            return Tail.COMPLETE
+            return Tail.COMPLETE if kinds & INDICES else Tail.DOUBTFUL
         header = os.pread(descriptor, 16, at)
         if len(header) < 8 or header[:8] == bytes(8):
             return Tail.DOUBTFUL
+        kinds.add(header[4:8])
         if header[:4] == bytes(4):  # to the end of the file
-            return Tail.COMPLETE
+            return Tail.COMPLETE if kinds & INDICES else Tail.DOUBTFUL
         length = box_length(header)
         if length < 8:
             return Tail.UNKNOWN
@@ -114,6 +116,23 @@ def _boxes(descriptor: int, size: int) -> Tail:
         if at > size:
             return _extends_to(at, size)
     return Tail.UNKNOWN
+
+
+def _matroska(descriptor: int, size: int) -> Tail:
+    """Matroska (RFC 9559): an EBML header, then a segment with its length, unless it was written to a pipe."""
+    at = 0
+    for identity in (0x1A45DFA3, 0x18538067):
+        head = os.pread(descriptor, 12, at)
+        if len(head) < 12 or int.from_bytes(head[:4], "big") != identity:
+            return Tail.DOUBTFUL if len(head) < 12 or not any(head[:4]) else Tail.UNKNOWN
+        width = 9 - head[4].bit_length()  # of the length, in bytes: its first bit that is set says it
+        if width > 8:
+            return Tail.UNKNOWN
+        length = int.from_bytes(head[4 : 4 + width], "big") & ((1 << 7 * width) - 1)
+        if length == (1 << 7 * width) - 1:  # unknown
+            return Tail.UNKNOWN
+        at += 4 + width + length
+    return _extends_to(at, size)
 
 
 def box_length(header: bytes) -> int:
@@ -136,4 +155,5 @@ _CHECKS: dict[str | None, Callable[[int, int], Tail]] = {
     "BMP": _bmp,
     "TIFF": _tiff,
     "ISO": _boxes,
+    "MATROSKA": _matroska,
 }

@@ -25,6 +25,9 @@ ABSURD = 1 << 32  # a header that claims more than this lies: its decoder says s
 
 ALLOWED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
 
+MATROSKA = b"\x1aE\xdf\xa3"  # an EBML header; WebM is one, too
+BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")  # what begins files of boxes; of stills the first
+FILM = "a film; a folder with kind = \"films\" takes it (pip install 'rmbgd[video]')"
 _SIGNATURES = {
     "JPEG": (b"\xff\xd8\xff",),
     "PNG": (b"\x89PNG\r\n\x1a\n",),
@@ -214,13 +217,15 @@ def has_blank_pages(data: bytes) -> bool:
 
 
 def claimed_format(head: bytes) -> str | None:
-    """The format whose signature these first bytes carry, "ISO" for all files of boxes, or None."""
+    """The format that these first bytes are of, also of films, "ISO" for all files of boxes; or None."""
     for form, signatures in _SIGNATURES.items():
         if head.startswith(signatures):
             return form
     if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
         return "WEBP"
-    return "ISO" if head[4:8] == b"ftyp" else None
+    if head.startswith(MATROSKA):
+        return "MATROSKA"
+    return "ISO" if head[4:8] in BOXES else None
 
 
 def judge_head(head: bytes) -> Beginning:
@@ -265,7 +270,7 @@ def _iso_media(data: bytes) -> str | None:
     length = min(int.from_bytes(data[:4], "big"), 256)
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length - 3, 4))]
     if brands[0] in _VIDEO_BRANDS:
-        raise ImageError(Reason.UNIDENTIFIED, "a video")
+        raise ImageError(Reason.UNIDENTIFIED, FILM)
     generic = "HEIF" if brands[0] in _GENERIC_BRANDS else None
     return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), generic)
 
@@ -274,6 +279,8 @@ def _refusal(data: bytes) -> ImageError:
     for offset, name, signatures in _REFUSED:
         if data.startswith(signatures, offset):
             return ImageError(Reason.FORMAT_NOT_ALLOWED, f"{name}; allowed are {', '.join(ALLOWED)}")
+    if data.startswith(MATROSKA) or data[4:8] in BOXES[1:3]:
+        return ImageError(Reason.UNIDENTIFIED, FILM)
     start = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
     if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3] in b" \t\r\n#":
         return ImageError(Reason.FORMAT_NOT_ALLOWED, f"portable anymap; allowed are {', '.join(ALLOWED)}")

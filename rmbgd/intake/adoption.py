@@ -51,7 +51,7 @@ class Adoption:
 
     def _originals(self, folder: Folder, alive: Callable[[], None]) -> Iterator[Adopted]:
         root, ignored = str(folder.input), Ignored(folder.ignore)
-        extension = names.EXTENSIONS[self._config.recipe_of(folder).format]
+        extension = self._config.extension_of(folder)
         for path, status in scan(root, "", ignored, recursive=folder.recursive):
             if isinstance(status, OSError) or not stat.S_ISREG(status.st_mode):
                 continue

@@ -125,12 +125,12 @@ class Backlog:
         return self._looks[0][0] if self._looks else None
 
     def take(
-        self, count: int, closed: Collection[str], now: float, frames: Mapping[bool, int], live: int
+        self, count: int, closed: Collection[str], now: float, frames: Mapping[bool, int], live: int, films: int
     ) -> list[Complete]:
         """The first `count` complete files of folders that are not in `closed`; they leave the backlog.
 
         `frames`: how many may be frames, of realtime folders and of others; `live`: places for realtime folders alone,
-        where there are any.
+        where there are any; `films`: how many may be films.
         """
         left = dict(frames)
         heads_of = {name: queue.heads(now) for name, queue in self._frames.items() if name not in closed}
@@ -140,7 +140,11 @@ class Backlog:
             for order in self._order.values():
                 while order and order[0][3] not in self._complete:
                     heapq.heappop(order)
-            heads = [order[0] for name, order in self._order.items() if order and name not in closed]
+            heads = [
+                order[0]
+                for name, order in self._order.items()
+                if order and name not in closed and (films > 0 or self._folders[name].kind != "films")
+            ]
             heads += [
                 self._rank(self._complete[name, path])
                 for name, paths in heads_of.items()
@@ -157,6 +161,7 @@ class Backlog:
                 left[self._is_live(key[0])] -= 1
             else:
                 heapq.heappop(self._order[key[0]])
+                films -= self._folders[key[0]].kind == "films"
             taken.append(self._complete[key])
             self.forget(key)
             if queue_of is not None:

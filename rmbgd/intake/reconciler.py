@@ -106,6 +106,7 @@ class Reconciler(Inbox):
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._folder_paths = {folder.name: str(folder.input) for folder in config.folder}
         self._live = {folder.name for folder in config.folder if folder.latency == "realtime"}
+        self._film_folders = {folder.name for folder in config.folder if folder.kind == "films"}
         self._frames_maximum = images_maximum(config.pipeline)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
@@ -250,7 +251,9 @@ class Reconciler(Inbox):
         files = (
             []
             if suspects or "" in closed
-            else self._backlog.take(jobs.free(), closed, now, self._frames_free(), jobs.statistics().capacity // 4)
+            else self._backlog.take(
+                jobs.free(), closed, now, self._frames_free(), jobs.statistics().capacity // 4, self._films_free()
+            )
         )
         if not files:
             return False
@@ -304,6 +307,10 @@ class Reconciler(Inbox):
     def _not_sent(self, complete: Complete) -> None:
         if (queue := self._frames.get(complete.key[0])) is not None:
             queue.not_sent(complete.key[1])
+
+    def _films_free(self) -> int:
+        """One film at a time: those that wait do so in their folder, and take no place of an image."""
+        return 0 if any(job.folder in self._film_folders for job, _ in self._in_work.values()) else 1
 
     def _frames_free(self) -> dict[bool, int]:
         """Frames that may still be claimed, of realtime folders and of others: those that wait for one before them must

@@ -27,6 +27,10 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import Unfinished
 
+FILM_ATTEMPTS = 10
+"""Starts that a film may see in vain. It is decoded in a process of its own, so that the service hardly ever dies of
+it, and is in work for long, so that it sees what others die of; and alone, like suspects, it would hold up all."""
+
 
 @dataclass(slots=True)
 class Recovered:
@@ -37,7 +41,7 @@ class Recovered:
     temporaries: int = 0
     set_aside: int = 0
     delivered: int = 0  # outcomes whose events may have been missing
-    put_back: int = 0  # claimed files without a row
+    put_back: int = 0  # claimed files without a row, and films, which begin again
     adopted: int = 0  # kept originals without a row, that have their outputs
     unknown: int = 0  # likewise, but whose the output is, nobody can say
 
@@ -101,7 +105,7 @@ class Recovery:
             return found
         for row in self._rows.pop(name, ()):
             try:
-                self._recover_row(found, row, folder)
+                self._recover_row(found, row, folder, alive)
             except (OSError, StorageFault):  # this row is for later; the others need not wait for it
                 self._rows.setdefault(name, []).append(row)
         self._put_back(found, folder)
@@ -117,12 +121,14 @@ class Recovery:
             self._ledger.database.adopted()
             self._adoption = None
 
-    def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
+    def _recover_row(
+        self, found: Recovered, row: Unfinished, folder: Folder, alive: Callable[[], None] = lambda: None
+    ) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
         name = names.claimed_name(row.job_id, row.relative_path)
         inside = (names.CLAIM_FOLDER, name) if row.claimed_by_rename else (row.relative_path,)
         row = replace(row, source=os.path.join(root, *inside))
-        is_complete = row.state == "publishing" and cleanup.complete(row)
+        is_complete = row.state == "publishing" and cleanup.complete(row, alive)
         found.published += is_complete
         found.temporaries += cleanup.remove(row)
         if is_complete or row.state == "done":
@@ -139,6 +145,11 @@ class Recovery:
                 self._publisher.deliver(outcome)
                 return
             self._ledger.release([row.job_id])
+        elif folder.kind == "films" and row.attempt < FILM_ATTEMPTS:
+            if row.claimed_by_rename:
+                put_back(root, name, row.relative_path, self._fs)
+            self._ledger.release([row.job_id], counted=True)
+            found.put_back += 1
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
             outcome = refused(job_keys(row), Reason.CRASH_LOOP, detail)

@@ -63,6 +63,7 @@ class ModelEntry:
     trained_on: tuple[str, ...] = ()  # data sets, as their authors call them; empty: not published
     pickle: str | None = None  # the only form at the hub, to be converted once; None: it has model.safetensors
     dynamic: bool = False  # any size from 256 to 2304 in multiples of 32; input_size is the default
+    recurrent: bool = False  # it takes the frame before, under its alpha, as three more channels
     notes: str = ""
 
     @property

@@ -107,15 +107,17 @@ class Decoder:
             self.turns.memory.wait(job, heartbeat)
             self.turns.memory.let_pass(job)
 
-    def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
-        """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""
+    def first(self, jobs: Sequence[Job], _now: float) -> tuple[int] | None:
+        """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it. Films
+        are not for decode threads."""
 
         def place(index: int) -> tuple[bool, float]:
             job = jobs[index]
             waits = not self.turns.memory.is_open(job)  # for a frame before it that may be behind it here
             return waits, job.claimed_at - (HEAD_START if is_live(self.folders, job) else 0.0)
 
-        return (min(range(len(jobs)), key=place),)
+        images = [index for index, job in enumerate(jobs) if self.folders[job.folder][0].kind != "films"]
+        return (min(images, key=place),) if images else None
 
     def first_live(self, jobs: Sequence[Job], _now: float) -> tuple[int] | None:
         """The oldest of a realtime folder."""

@@ -13,6 +13,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 
+from rmbgd import naming as names
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.deliver import confidence
 from rmbgd.engine.devices import EngineContext
@@ -24,7 +25,17 @@ from rmbgd.imaging.edges import clean_edges
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
-from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, ResultPublisher, Timing
+from rmbgd.pipeline.items import (
+    Arrival,
+    Cutout,
+    Duplicate,
+    FilmCutout,
+    JobSource,
+    Postponed,
+    Rejection,
+    ResultPublisher,
+    Timing,
+)
 from rmbgd.pipeline.produce import Producer, Unencoded, names_of
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.file_set import FileSet
@@ -33,11 +44,14 @@ from rmbgd.sequence.sequences import Sequences
 from rmbgd.sequence.turns import ordered
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome, job_keys, refused
-from rmbgd.store.records import ContentKey, Job, Known, Published
+from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 
 T = TypeVar("T")
 
 NO_MEMORY = -4  # of cv2.error: StsNoMem
+
+_NOT_SAID = ("peak", "film_width", "film_height")
+"""Keys of a report that image.done has not."""
 
 _SAID_BESIDE = ("verdict", "notes", "score", "unusual", "reasons")
 """Keys of image.done that a sidecar has, too, besides those of the report."""
@@ -84,6 +98,8 @@ class Finisher:
                 match arrival:
                     case Cutout():
                         return self._cutout(arrival, heartbeat)
+                    case FilmCutout():
+                        return self._film(arrival, heartbeat)
                     case Duplicate():
                         return self._duplicate(arrival, heartbeat)
                     case Rejection():
@@ -126,6 +142,38 @@ class Finisher:
             detail = "an equal image waits for review; this one is judged by itself"
             return Postponed(job, "review", detail, cutout.timing, cutout.facts)
         return Known(self._content_key(job, cutout.facts), published.output, published.files, report)
+
+    def _film(self, film: FilmCutout, heartbeat: Heartbeat) -> Known | Rejection:
+        job, timing, matte = film.job, film.timing, film.answer.matte
+        _, recipe = self.folders[job.folder]
+        verdict = verdict_of(matte, empty_below=recipe.empty_below)
+        if verdict == "empty" and recipe.on_empty == "refuse":
+            count = film.result.frames
+            detail = f"no pixel group of {count} frames reaches alpha 0.5 (highest {matte.peak:.3f})"
+            refusal = Rejection(job, Reason.NO_SUBJECT, detail, "finish", timing, film.facts)
+            return self._refuse(refusal, heartbeat)
+        report = _report(film, verdict) | {"frames": film.result.frames, "film_seconds": round(film.result.seconds, 3)}
+        if film.result.flicker is not None:
+            report |= {"flicker": {key: value for key, value in film.result.flicker.items() if key != "frames"}}
+        outcome = self._done(film, report)
+        report |= {"film_width": film.header.width, "film_height": film.header.height}  # for equal films
+        key = self._content_key(job, film.facts)
+        remembered = key if film.answer.model == recipe.model else None
+
+        def write(files: FileSet) -> None:
+            name = FileName.of_output(job.relative_path, names.FILM_EXTENSIONS[recipe.film])
+            files.create(name).take(film.lease.file)
+            files.sidecar_facts = _sidecar(film.facts, recipe, report)
+
+        def publish() -> Published:
+            return self.publisher.publish(job, write, outcome, content=remembered, report=report)
+
+        begun = self.context.clock.monotonic()
+        published = self._retry(publish, job, heartbeat)
+        film.lease.release()
+        timing.add("sync", self.context.clock.monotonic() - begun)
+        self._deliver(outcome, job, timing, heartbeat)
+        return Known(key, published.output, published.files, report)
 
     def _planes(self, cutout: Cutout) -> Slot:
         """What files are made from: what the engine wrote, or of a steady frame what its turn makes of that."""
@@ -236,7 +284,16 @@ class Finisher:
         return postponed
 
     def _retry(self, action: Callable[[], T], job: Job, heartbeat: Heartbeat) -> T:
-        return self.storage_retry.retry_until_writable(action, job.folder, heartbeat)
+        if self.folders[job.folder][0].kind != "films":
+            return self.storage_retry.retry_until_writable(action, job.folder, heartbeat)
+
+        def on_the_disk() -> T:  # which copies, hashes and syncs a film for minutes
+            heartbeat.waiting()
+            return action()
+
+        result = self.storage_retry.retry_until_writable(on_the_disk, job.folder, heartbeat)
+        heartbeat.working()
+        return result
 
     def _deliver(self, outcome: JobOutcome, job: Job, timing: Timing, heartbeat: Heartbeat) -> None:
         self.sequences.turns.deliver.wait(job, heartbeat)
@@ -248,13 +305,13 @@ class Finisher:
     def _content_key(self, job: Job, facts: SourceFacts) -> ContentKey:
         return ContentKey(facts.sha256, self.recipe_keys[job.folder])
 
-    def _done(self, image: Cutout | Duplicate, report: Mapping[str, object]) -> JobOutcome:
+    def _done(self, image: Cutout | FilmCutout | Duplicate, report: Mapping[str, object]) -> JobOutcome:
         """The outcome of a job whose output is about to be published."""
         job, facts = image.job, image.facts
         width, height = facts.size
         keys = job_keys(job) | {"milliseconds": self._milliseconds(job, image.timing)}
         keys |= {"notes": list(facts.notes)} if facts.notes else {}
-        keys |= {key: value for key, value in report.items() if key != "peak"}
+        keys |= {key: value for key, value in report.items() if key not in _NOT_SAID}
         keys |= {"width": width, "height": height, "format": facts.format, "bytes_in": job.version.size}
         return JobOutcome("image.done", keys | {"reused": isinstance(image, Duplicate), "sha256_in": facts.sha256})
 
@@ -264,7 +321,7 @@ class Finisher:
         return {stage: round(spent, 2) for stage, spent in told.items()}
 
 
-def _report(cutout: Cutout, verdict: str) -> dict[str, object]:
+def _report(cutout: Cutout | FilmCutout, verdict: str) -> dict[str, object]:
     """What the engine said of the image; remembered with the answer, so that equal images can say the same."""
     matte, answer = cutout.answer.matte, cutout.answer
     shares = {"coverage": round(matte.coverage, 4), "soft": round(matte.soft, 4), "peak": round(matte.peak, 4)}

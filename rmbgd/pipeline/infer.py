@@ -13,13 +13,15 @@ from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine import retry
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
-from rmbgd.engine.types import EngineDescription, OutputPlane, Work
+from rmbgd.engine.types import DeviceView, EngineDescription, OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline import batching
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, JobSource, Postponed, Rejection
 from rmbgd.pipeline.queue import Choice, NoSenders, Receiver, Sender, Taken
+from rmbgd.pipeline.recurrent import RecurrentFrames
+from rmbgd.sequence.turns import OrderGate
 
 STOPPING = "the service is stopping and no engine is ready"
 Folders = Mapping[str, tuple[Folder, Recipe]]
@@ -36,8 +38,10 @@ class DeviceThread:
         source: JobSource,
         context: EngineContext,
         heartbeat: Heartbeat,
+        recurrent: RecurrentFrames | None = None,
     ) -> None:
         self._supervisor, self._views, self._folders, self._heartbeat = supervisor, views, folders, heartbeat
+        self._recurrent = recurrent or RecurrentFrames(OrderGate(), lambda: None)
         self._source = source
         self._stopping, self._clock, self._emit = context.stopping, context.clock, context.emit
         self._settings: PipelineSettings = context.config.pipeline
@@ -52,8 +56,9 @@ class DeviceThread:
                 while True:
                     with frames.take(self._choose) as batch:
                         outcomes = self._end(batch)
+                    answers = {frame.job.job_id: frame.answers for frame in batch.items}
                     for outcome in outcomes:
-                        arrivals.send(outcome)
+                        (answers[outcome.job.job_id] or arrivals).send(outcome)
             except NoSenders:
                 pass
             finally:
@@ -68,7 +73,23 @@ class DeviceThread:
         share = batching.share(own, views, stopping=self._stopping.is_set())
         limits = _limits(own.description, self._settings)
         limits = replace(limits, sizes=tuple(size for size in limits.sizes if size <= own.limit))
-        return batching.choose([self._facts(frame) for frame in frames], limits, now, share)
+        places = [place for place, frame in enumerate(frames) if self._may_take(frame, views)]
+        if not places:
+            return None
+        choice = batching.choose([self._facts(frames[place]) for place in places], limits, now, share)
+        return [places[index] for index in choice] if isinstance(choice, list) else choice
+
+    def _may_take(self, frame: Frame, views: tuple[DeviceView, ...]) -> bool:
+        _, recipe = self._folders[frame.job.folder]
+        if frame.history.isolated or not self._is_recurrent(recipe.model):
+            return True
+        return self._recurrent.may_take(frame.job, self._supervisor.device, views)
+
+    def _is_recurrent(self, model: str) -> bool:
+        """As this device has it."""
+        description = self._supervisor.view.description
+        model = self._supervisor.substitutes.get(model, model)
+        return description is not None and bool(description.models.get(model, {}).get("recurrent"))
 
     def _facts(self, frame: Frame) -> batching.Waiting:
         folder, recipe = self._folders[frame.job.folder]
@@ -124,7 +145,7 @@ class DeviceThread:
         for frame in batch.items:
             self._source.moved(frame.job, "engine")
             frame.timing.add("queue", began - max(frame.ready_at, frame.history.put_back_at))
-        self._supervisor.computing([frame.job.job_id for frame in batch.items])
+        self._supervisor.computing(sorted({frame.owner for frame in batch.items}))
         try:
             report = worker.run([self._work(frame) for frame in batch.items])
         except EngineFault as fault:
@@ -139,6 +160,8 @@ class DeviceThread:
         cutouts: list[Arrival] = []
         for it, answer in pairs:
             counted = replace(answer, tries=max(it.history.runs + 1, answer.tries))
+            if self._is_recurrent(self._folders[it.job.folder][1].model):
+                self._recurrent.computed(it.job, self._supervisor.device)
             cutouts.append(Cutout(it.job, it.region, it.lease, it.facts, it.timing, counted))
         return self._finish(batch, cutouts, [self._not_finite(it) for it in batch.items if it.job.job_id in left_out])
 
@@ -185,7 +208,8 @@ class DeviceThread:
         clean = recipe.edge_colours == "clean" and frame.region.output is OutputPlane.RGBA8
         model = self._supervisor.substitutes.get(recipe.model, recipe.model)
         refine, second_look = recipe.refine == "auto", recipe.review_below > 0
-        return Work(frame.job.job_id, frame.region, model, clean, refine, second_look)
+        link = self._recurrent.link(frame.job) if self._is_recurrent(recipe.model) else None
+        return Work(frame.job.job_id, frame.region, model, clean, refine, second_look, link)
 
 
 def _limits(description: EngineDescription | None, settings: PipelineSettings) -> batching.Limits:

@@ -1,6 +1,6 @@
 r"""The values that travel through the pipeline, in the order in which they arise.
 
-Job -> Frame -> Cutout     |  published
+Job -> Frame -> Cutout     |  published; of a film, FilmCutout
  \      \________________|  Rejection: refused, with a reason
   \_______________________|  Postponed: looks unfinished, back to waiting
    \______________________|  Duplicate: same bytes, same recipe, the answer is already known
@@ -17,9 +17,12 @@ from rmbgd.engine.arena import Lease
 from rmbgd.engine.retry import NEW, History
 from rmbgd.engine.types import Answer, Region
 from rmbgd.errors import Reason
+from rmbgd.film.forms import FilmHeader
+from rmbgd.film.process import FilmResult
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.queue import QueueStatistics, Sender
 from rmbgd.publish.file_set import FileSet
+from rmbgd.publish.temporary import Temporary
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import ContentKey, FileName, Job, Known, Published
 
@@ -55,6 +58,8 @@ class Frame:
     """A decoded image: its planes lie in the lease, which the finish stage gives back.
 
     ready_at  monotonic s; its place in the queue. history: what devices made of it so far
+    answers   where its answer goes; None: to the finish stage
+    film      the job of the film that it is a frame of
     """
 
     job: Job
@@ -64,6 +69,13 @@ class Frame:
     timing: Timing
     ready_at: float
     history: History = NEW
+    answers: Sender[Arrival] | None = None
+    film: int | None = None
+
+    @property
+    def owner(self) -> int:
+        """The job that people know it by."""
+        return self.job.job_id if self.film is None else self.film
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +88,33 @@ class Cutout:
     facts: SourceFacts
     timing: Timing
     answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFilm:
+    """The temporary that holds a film until it is an output, or is not wanted."""
+
+    file: Temporary
+
+    def release(self) -> None:
+        """From any thread, once or more often."""
+        self.file.__exit__(None, None, None)
+
+
+@dataclass(frozen=True, slots=True)
+class FilmCutout:
+    """A film that was made, frame by frame, and waits for its name.
+
+    answer  of all frames together; facts: of the film that it was made of
+    """
+
+    job: Job
+    facts: SourceFacts
+    timing: Timing
+    answer: Answer
+    header: FilmHeader
+    result: FilmResult
+    lease: WrittenFilm
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +158,7 @@ class Duplicate:
     lease: None = None
 
 
-Arrival = Cutout | Rejection | Postponed | Duplicate
+Arrival = Cutout | FilmCutout | Rejection | Postponed | Duplicate
 """What reaches the finish stage, the one exit."""
 
 
@@ -210,3 +249,7 @@ class JobConsumer(Protocol):
         ...
 
     def statistics(self) -> list[QueueStatistics]: ...
+
+    def film(self) -> Mapping[str, object] | None:
+        """How far the film in work is, for the status file."""
+        ...

@@ -20,11 +20,13 @@ from rmbgd.engine.types import EngineDescription
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.decode import Decoder, is_live
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
+from rmbgd.pipeline.films import FilmStage
 from rmbgd.pipeline.finish import Finisher
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, ResultPublisher, Timing
 from rmbgd.pipeline.produce import Producer
 from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
+from rmbgd.pipeline.recurrent import RecurrentFrames
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.sequence.sequences import Sequences
 from rmbgd.sequence.turns import ordered
@@ -73,6 +75,8 @@ class Pipeline:
         }
         self._has_live = any(folder.latency == "realtime" for folder in config.folder)
         self._has_frames = any(folder.kind == "frames" for folder in config.folder)
+        self._has_films = any(folder.kind == "films" for folder in config.folder)
+        self._film_stage: FilmStage | None = None  # set once, by its thread
         places = config.pipeline.queue
         self.jobs: Sender[Job]
         self._waiting: Receiver[Job]  # the owner's own end, to take back what was not decoded
@@ -104,6 +108,10 @@ class Pipeline:
             heartbeat = context.new_heartbeat(name := f"finish-{number}")
             arrivals = self._arrivals[1].clone(heartbeat)
             bodies.append((name, partial(self._finish, arrivals, heartbeat, only_live=number == LIVE)))
+        if self._has_films:
+            heartbeat = context.new_heartbeat("film")
+            ends = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat), self._arrivals[0].clone(heartbeat)
+            bodies.append(("film", partial(self._make_films, *ends, heartbeat)))
         for name, body in bodies:
             context.start_thread(name, body)
         context.sequences.turns.listen(self._arrivals[1].look_again)
@@ -130,6 +138,11 @@ class Pipeline:
         """Give up the owner's own ends: the pipeline then ends by itself when the last job is through."""
         self._waiting.close()
         self._arrivals[0].close()
+
+    def film(self) -> Mapping[str, object] | None:
+        """How far the film in work is. Any thread's."""
+        progress = self._film_stage.progress if self._film_stage is not None else None
+        return None if progress is None else progress.describe(self._context.engine.clock.monotonic())
 
     def statistics(self) -> list[QueueStatistics]:
         return [self._waiting.statistics(), self._frames[0].statistics(), self._arrivals[0].statistics()]
@@ -165,6 +178,33 @@ class Pipeline:
             except (CancelledError, NoSenders):  # cancelled: there will be no engine, the owner takes the jobs back
                 return
 
+    def _make_films(
+        self, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
+    ) -> None:
+        """Films, one after another."""
+        context = self._context
+        with jobs, frames, arrivals:
+            heartbeat.waiting()
+            self._be_nice(only_live=False)
+            try:
+                decoder, _ = self._stages.result()
+                stage = self._film_stage = FilmStage(
+                    context.engine,
+                    self._folders,
+                    decoder.recipe_keys,
+                    context.ledger,
+                    context.storage_retry,
+                    frames,
+                    heartbeat,
+                    context.sequences.turns.network,
+                )
+                while True:
+                    [job] = jobs.receive_chosen(stage.first)
+                    context.source.moved(job, "decode")
+                    arrivals.send(self._taken_back(job) if context.engine.stopping.is_set() else stage.run(job))
+            except (CancelledError, NoSenders):
+                return
+
     def _infer(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
         """Find the devices, start a thread for each, and let the other stages begin when one of them is ready."""
         engine = self._context.engine
@@ -174,9 +214,14 @@ class Pipeline:
                 devices = engine.devices = self._context.build_devices(engine)
                 devices.views.listen(frames.look_again)
                 first: list[DeviceThread] = []
+                turns = self._context.sequences.turns
+                turns.listen(frames.look_again)
+                recurrent = RecurrentFrames(turns.network, frames.look_again)
                 for supervisor in devices.supervisors:
                     own = self._context.new_heartbeat(name := f"infer-{supervisor.device}")
-                    thread = DeviceThread(supervisor, devices.views, self._folders, self._context.source, engine, own)
+                    thread = DeviceThread(
+                        supervisor, devices.views, self._folders, self._context.source, engine, own, recurrent
+                    )
                     if not supervisor.is_fallback:
                         first.append(thread)
                     self._context.start_thread(name, partial(thread.run, frames.clone(own), arrivals.clone(own)))
@@ -225,7 +270,8 @@ class Pipeline:
         context, models, folders = self._context, description.models, self._folders
         presets = context.engine.config.presets
         keys = {
-            name: recipe_hash(recipe, models.get(recipe.model, {}), presets) for name, (_, recipe) in folders.items()
+            name: _key_of(folder, recipe_hash(recipe, models.get(recipe.model, {}), presets))
+            for name, (folder, recipe) in folders.items()
         }
         turns = context.sequences.turns
         decoder = Decoder(context.engine, folders, keys, context.ledger, self._in_flight, turns)
@@ -246,3 +292,9 @@ class Pipeline:
             ledger=context.ledger,
             sequences=context.sequences,
         )
+
+
+def _key_of(folder: Folder, recipe_key: str) -> str:
+    """What becomes of a film depends on its folder, too."""
+    is_steady = folder.kind == "films" and folder.temporal == "steady"
+    return f"{recipe_key}-steady-{folder.look_ahead}" if is_steady else recipe_key

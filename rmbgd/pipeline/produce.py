@@ -74,7 +74,7 @@ def names_of(files: Sequence[PublishedFile], path: str, day: date) -> list[FileN
     found: list[FileName] = []
     for file in files:
         template, _, subject = file.slot.rpartition("#") if re.search(r"#[0-9]+$", file.slot) else (file.slot, "", "")
-        if not file.slot or file.slot in names.EXTENSIONS.values():
+        if not file.slot or file.slot in names.PLAIN:
             return []
         sides = [int(str(file.facts[side])) for side in ("width", "height") if side in file.facts]
         ending = names.EXTENSIONS.get(str(file.facts.get("format")), "")

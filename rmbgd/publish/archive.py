@@ -22,14 +22,14 @@ from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, same_content, storage_faults
 from rmbgd.publish import sidecar
 from rmbgd.publish.file_set import holds, remove_replaced, roots_of_sets, stands, temporary_kind
-from rmbgd.publish.temporary import GONE, carry_sidecars, move_into
+from rmbgd.publish.temporary import FILM, GONE, carry_sidecars, move_into
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job, Published, PublishedFile, SetKey, Target, Unfinished
 
 RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that may not be moved is no reason to hurry
 
-TEMPORARY_KINDS = ("", ".json", ".error", ".original")  # cutout, sidecar, reason file, archive copy
+TEMPORARY_KINDS = ("", ".json", ".error", ".original", FILM)  # cutout, sidecar, reason file, archive copy, film
 
 
 class Archiver:
@@ -118,7 +118,7 @@ class Cleanup:
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
         self._folders, self._ledger, self._fs = folders, ledger, fs
 
-    def complete(self, row: Unfinished) -> bool:
+    def complete(self, row: Unfinished, alive: Callable[[], None] = lambda: None) -> bool:
         """Did the files of an announced set get their names? Then the job is done, and is recorded so.
 
         Where some have and the others still lie beside them, these get theirs; else none keeps its name.
@@ -130,8 +130,8 @@ class Cleanup:
             return False
         announced.sort(key=lambda target: target is first)  # which has to come last
         with storage_faults(first.output):
-            missing = [target for target in announced if not holds(target.full, target.pending)]
-            if missing and not self._finish(row, announced, missing):
+            missing = [target for target in announced if not holds(target.full, target.pending, alive)]
+            if missing and not self._finish(row, announced, missing, alive):
                 if sidecar.is_of(first, row):
                     sidecar.remove(first, row, self._fs)
                 return False
@@ -145,7 +145,9 @@ class Cleanup:
         self._ledger.done(row.job_id, published, removed=besides)
         return True
 
-    def _finish(self, row: Unfinished, announced: Sequence[Target], missing: Sequence[Target]) -> bool:
+    def _finish(
+        self, row: Unfinished, announced: Sequence[Target], missing: Sequence[Target], alive: Callable[[], None]
+    ) -> bool:
         """Give the files that have no names theirs; where that cannot be, take them from those that have."""
         renamed = [target for target in announced if target not in missing and target.pending != target.sha256]
         if not renamed:  # no name was given: as if it had not been announced
@@ -154,7 +156,7 @@ class Cleanup:
         for target in missing:
             folder = os.path.dirname(target.full)
             paths = [os.path.join(folder, names.temporary_name(row.job_id, kind)) for kind in kinds]
-            lying = next((path for path in paths if holds(path, target.pending)), None)
+            lying = next((path for path in paths if holds(path, target.pending, alive)), None)
             try:
                 if lying is None:
                     break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from types import TracebackType
 from typing import Self
@@ -170,10 +170,10 @@ def stands(target: Target, *known: str) -> bool:
     return bool(mine) and hash_of(target.full)[0] in mine  # restored from a backup, or renamed just before a crash
 
 
-def holds(path: str, sha256: str | None) -> bool:
+def holds(path: str, sha256: str | None, alive: Callable[[], None] = lambda: None) -> bool:
     """Is there a regular file with these bytes? Raises OSError."""
     try:
-        return hash_of(path)[0] == sha256
+        return hash_of(path, alive)[0] == sha256
     except ImageError:  # a link or a folder of somebody else
         return False
     except OSError as error:

@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, RmbgdError
@@ -117,8 +116,7 @@ class Publisher:
         return FileSet(job, str(self._folders[job.folder].output), self._mode(job), self._fs)
 
     def _plain_name(self, job: Job) -> FileName:
-        recipe = self._config.recipe_of(self._folders[job.folder])
-        return FileName.of_output(job.relative_path, names.EXTENSIONS[recipe.format])
+        return FileName.of_output(job.relative_path, self._config.extension_of(self._folders[job.folder]))
 
     def _record(
         self,

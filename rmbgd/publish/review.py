@@ -209,7 +209,7 @@ class Reviewer:
             if not at or not os.path.isdir(found.root):
                 text = f"{target.path} is nowhere any more: put it back into the review folder, or reject the image"
                 raise UndecidableReview(text)
-            plain = target.slot in names.EXTENSIONS.values()
+            plain = target.slot in names.PLAIN
             name = FileName.of_output(found.review.path, target.slot) if plain else None
             temporary = files.create(name or FileName(target.slot, target.base, target.base))
             with storage_faults(source), open(open_regular(source), "rb") as file:

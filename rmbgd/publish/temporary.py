@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -22,6 +22,8 @@ CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
 GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN}
 FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
+ALIVE_EVERY = 256 << 20  # bytes between two signs of life
+FILM = ".film"  # kind of the temporary that a film is written into, before it is an output
 
 
 def make_folders(root: str, below: str, fs: FileSystem) -> str:
@@ -52,18 +54,20 @@ def is_beneath(root: str, below: str) -> bool:
     return all(os.path.isdir(path) and (path == root or not os.path.islink(path)) for path in paths)
 
 
-def hash_of(path: str) -> tuple[str, int]:
-    """(sha256 in hex, bytes) of a regular file."""
+def hash_of(path: str, alive: Callable[[], None] = lambda: None) -> tuple[str, int]:
+    """(sha256 in hex, bytes) of a regular file; calls `alive` now and then, as a film takes minutes."""
     with open(open_regular(path), "rb") as file:
-        return hash_of_descriptor(file.fileno())
+        return hash_of_descriptor(file.fileno(), alive)
 
 
-def hash_of_descriptor(descriptor: int) -> tuple[str, int]:
+def hash_of_descriptor(descriptor: int, alive: Callable[[], None] = lambda: None) -> tuple[str, int]:
     digest, size = hashlib.sha256(), 0
     os.lseek(descriptor, 0, os.SEEK_SET)
     while chunk := os.read(descriptor, CHUNK):
         digest.update(chunk)
         size += len(chunk)
+        if size % ALIVE_EVERY < CHUNK:
+            alive()
     return digest.hexdigest(), size
 
 
@@ -100,6 +104,7 @@ class Temporary:
             fs.unlink(self.path)
             self._descriptor = fs.create(self.path, mode)
         self._open = self._there = True
+        self._lender: Temporary | None = None  # whose file this is, which gets it back where it is not published
         self._digest = hashlib.sha256()
         self._hashed: int | None = 0  # bytes; None: others were written past the digest
         self.sha256, self.size = "", 0
@@ -113,6 +118,25 @@ class Temporary:
         if self._hashed is not None:
             self._digest.update(data)
             self._hashed += memoryview(data).nbytes
+
+    def take(self, other: Temporary) -> None:
+        """Hold what `other` holds, whose file becomes this one, and goes back where this one is not published: a file
+        that took an hour is still there when the disk refuses the next step."""
+        self._hashed = None
+        if other._there:
+            try:
+                self._fs.rename(other.path, self.path)
+            except OSError:  # somebody has removed it, or this folder is on another disk
+                pass
+            else:
+                other._there, self._lender = False, other
+                os.dup2(other.fileno(), self._descriptor, inheritable=False)
+                return
+        copy(other.fileno(), self._descriptor)
+
+    def has_back(self) -> None:
+        """Who took its file has brought it back."""
+        self._there = True
 
     def read(self) -> bytes:
         """What has been written, as the file has it."""
@@ -188,7 +212,11 @@ class Temporary:
             if self._open:
                 self._close()
         with contextlib.suppress(OSError):
-            if self._there:
+            if self._there and self._lender is not None:
+                self._there = False
+                self._fs.rename(self.path, self._lender.path)
+                self._lender.has_back()
+            elif self._there:
                 self._there = False
                 self._fs.unlink(self.path)
         if isinstance(error, OSError) and error.errno is not None:

@@ -71,6 +71,7 @@ class Turn:
 class Turns:
     """The gates of a pipeline.
 
+    network  a recurrent network has computed it
     memory   a decoder gets memory for a frame: a later one that took the last of it would keep it for ever
     alpha    its matte follows from the one before it
     names    its files get their names
@@ -78,7 +79,8 @@ class Turns:
     """
 
     def __init__(self) -> None:
-        self.memory, self.alpha, self.names, self.deliver = OrderGate(), OrderGate(), OrderGate(), OrderGate()
+        self.network, self.memory, self.alpha = OrderGate(), OrderGate(), OrderGate()
+        self.names, self.deliver = OrderGate(), OrderGate()
         self._listeners: list[Callable[[], None]] = []  # complete before the first frame
 
     def listen(self, on_open: Callable[[], None]) -> None:
@@ -96,6 +98,7 @@ class Turns:
     def ended(self, job: Job, heartbeat: Heartbeat) -> None:
         """However it ended: those behind it need not wait for it."""
         self.memory.let_pass(job)
+        self.network.let_pass(job)  # all before it have ended, or have their mattes
         self.alpha_made(job)
         for gate in (self.names, self.deliver):
             with gate.turn(job, heartbeat):
@@ -103,7 +106,7 @@ class Turns:
 
     def forget(self, folder: str, sequence: str) -> None:
         """Nothing of it is in the pipeline."""
-        for gate in (self.memory, self.alpha, self.names, self.deliver):
+        for gate in (self.network, self.memory, self.alpha, self.names, self.deliver):
             gate.forget(folder, sequence)
 
 

@@ -202,7 +202,8 @@ class Service:
         stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
             self._intake.hold_suspects()
-        for name in config.root_names if life.waits else ():
+        films = [folder.name for folder in config.folder if folder.kind == "films"]
+        for name in config.root_names if life.waits else films if life.safe else ():
             self._intake.pause(f"safe_mode:{name}")
         reviewer = Reviewer(config.folder, publisher, self._ledger, clock, emit)
         self._reviews = ReviewMonitor(
@@ -405,6 +406,7 @@ class Service:
             "channels": channels,
             "engine": engine,
             "cpu_models": self._engine.cpu_models(),
+            "film": self._pipeline.film(),
             "safe_mode": self._life.describe(),
             "config": str(self._config_path),
         }

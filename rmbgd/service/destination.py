@@ -50,7 +50,7 @@ class RunPlan:
     place   folder to write into
     single  name of the one cutout there, where OUT is a file or standard output
     shown   OUT as the operator named it
-    format  that OUT asks for by its suffix
+    format  that OUT asks for by its suffix; `film`: of a film
     unread  why folders below the sources cannot be looked into
     """
 
@@ -60,8 +60,9 @@ class RunPlan:
     shown: str
     format: str | None
     unread: list[OSError]
+    film: str | None = None
 
-    def outputs(self, extension: str) -> dict[InputImage, str]:
+    def outputs(self, extension: str, film_extension: str = ".mov") -> dict[InputImage, str]:
         """Where each cutout goes, below `place`; no two have one name, by the rule that the service follows.
 
         Raises ConfigError for one that would replace an input.
@@ -69,7 +70,8 @@ class RunPlan:
         found: dict[str, InputImage] = {}
         names_of: dict[str, Iterator[str]] = {}  # by the input's name; where one begins again, all before are taken
         for image in self.images:
-            plain, later = names.output_names(image.name, extension)
+            ending = film_extension if names.is_film(image.name) else extension
+            plain, later = names.output_names(image.name, ending)
             left = names_of.setdefault(image.name, itertools.chain([plain], names.versions(later)))
             found[self.single or next(name for name in left if name not in found)] = image
         there = {self.place / name: identity for name in found if (identity := _identity(self.place / name))}
@@ -99,11 +101,18 @@ class Summary:
         return self.total - self.done - self.failed - self.skipped
 
 
-def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, asked: str | None = None) -> RunPlan:
+def plan(
+    sources: Sequence[str],
+    output: str,
+    *,
+    scratch: Path | None = None,
+    asked: str | None = None,
+    asked_film: str | None = None,
+) -> RunPlan:
     """Every image of `sources` (files and folders), and where its cutout goes. Nothing is made or changed.
 
     scratch  folder of STDIN and STDOUT; only for STANDARD
-    asked    format that an option asks for
+    asked    format that an option asks for; asked_film: of films
 
     Raises ConfigError with every mistake in the command line, and OSError for what may not be looked into.
     """
@@ -126,14 +135,18 @@ def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, as
     several = len(sources) > 1 or bool(folders)
     is_folder = os.path.isdir(output)
     form: str | None = None
+    film: str | None = None
     single: str | None = None
     if output == STANDARD:
         single = STDOUT
         if several:
             problems.append("standard output takes one cutout; name a folder for several")
     elif output and not (is_folder or output.endswith("/")):
-        form = _format_of(output, problems, asked, several=several)
-        single = os.path.basename(output) if form else None
+        if not several and names.is_film(sources[0]):
+            film = _film_of(output, problems, asked_film)
+        else:
+            form = _format_of(output, problems, asked, several=several)
+        single = os.path.basename(output) if form or film else None
     if not (is_folder or single or problems) and os.path.lexists(output.rstrip("/")):
         problems.append(f"{output}: is a file; name a folder, or for one image a file that ends in {_KNOWN}")
     problems += [
@@ -150,7 +163,7 @@ def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, as
     for source in sources:
         for image in _images(source, output if is_folder else "", unread, scratch, alone=len(sources) == 1):
             found.setdefault(os.path.join(image.root, image.path), image)
-    return RunPlan(list(found.values()), place, single, output, form, unread)
+    return RunPlan(list(found.values()), place, single, output, form, unread, film)
 
 
 def _format_of(output: str, problems: list[str], asked: str | None, *, several: bool) -> str | None:
@@ -166,6 +179,20 @@ def _format_of(output: str, problems: list[str], asked: str | None, *, several: 
     elif asked not in (None, form):
         problems.append(f"{output} would hold a {str(asked).upper()}; leave --format out, or give it another suffix")
     return form
+
+
+def _film_of(output: str, problems: list[str], asked: str | None) -> str | None:
+    """As `_format_of`, of a film."""
+    suffix = os.path.splitext(output)[1]
+    film = names.FILM_FORMATS.get(suffix.lower())
+    if film is None and _SUFFIX.fullmatch(suffix):
+        known = ", ".join(names.FILM_FORMATS)
+        problems.append(
+            f"{output}: no film is made in {suffix[1:].upper()}; use {known}, or a folder name (ending in /)"
+        )
+    elif film is not None and asked not in (None, film):
+        problems.append(f"{output} would hold {asked}; leave --film out, or give it another suffix")
+    return film
 
 
 def _images(

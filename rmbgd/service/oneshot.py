@@ -21,6 +21,7 @@ from typing import Any
 
 from rmbgd import naming as names
 from rmbgd.clock import SystemClock
+from rmbgd.config.extras import EXTRAS, is_installed
 from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.config.presets import Preset
 from rmbgd.engine.devices import EngineFactory
@@ -106,7 +107,7 @@ def once(
     `summary` is filled meanwhile. Raises ConfigError, OSError, and what broke if a part broke.
     """
     recipe = Config(recipe={"default": recipe}, preset=dict(presets)).resolved("default")
-    outputs = plan.outputs(names.EXTENSIONS[recipe.format])
+    outputs = plan.outputs(names.EXTENSIONS[recipe.format], names.FILM_EXTENSIONS[recipe.film])
     place = plan.place.absolute()
     place.mkdir(parents=True, exist_ok=True)
     clock = SystemClock()
@@ -128,7 +129,7 @@ def once(
                     engine=engine,
                     recipe={"default": recipe},
                     preset=dict(presets),
-                    folder=_folders(wanted, staged),
+                    folder=_folders(wanted, staged, recipe),
                 )
                 with _MovingEmit(config, place, wanted, emit, summary, overwrite=overwrite) as moving:
                     run_pipeline(config, moving, build_devices, partial(_feed, wanted, moving))
@@ -139,15 +140,28 @@ def once(
     return summary
 
 
-def _folders(images: Iterable[InputImage], staged: Path) -> list[Folder]:
-    """A drop folder for each root: once, once-2, once-3 ..."""
-    roots = enumerate(dict.fromkeys(image.root for image in images), 1)
-    named = {NAME if number == 1 else f"{NAME}-{number}": Path(root) for number, root in roots}
+def _folders(images: Iterable[InputImage], staged: Path, recipe: Recipe) -> list[Folder]:
+    """A drop folder for the images and one for the films of each root: once, once-2, once-3 ..."""
+    roots = enumerate(dict.fromkeys((image.root, reads_as_film(image, recipe)) for image in images), 1)
     (review := staged / ".review").mkdir()
     return [
-        Folder(name=name, input=root, output=staged, failed=staged, review=review, originals="keep")
-        for name, root in named.items()
+        Folder(
+            name=NAME if number == 1 else f"{NAME}-{number}",
+            input=Path(root),
+            output=staged,
+            failed=staged,
+            review=review,
+            originals="keep",
+            kind="films" if is_film else "images",
+            temporal="steady" if is_film else "off",
+        )
+        for number, (root, is_film) in roots
     ]
+
+
+def reads_as_film(image: InputImage, recipe: Recipe) -> bool:
+    """What has a film's suffix is one, where films can be read, and be what the recipe says; else a bad image."""
+    return names.is_film(image.path) and not recipe.of_images_alone and is_installed(EXTRAS["video"][0])
 
 
 class _MovingEmit(AbstractContextManager["_MovingEmit"]):
@@ -166,8 +180,11 @@ class _MovingEmit(AbstractContextManager["_MovingEmit"]):
         *,
         overwrite: bool = False,
     ) -> None:
-        folders = {str(folder.input): folder for folder in config.folder}
-        self._images = {(folders[image.root].name, image.path): image for image in outputs}
+        folders = {(str(folder.input), folder.kind == "films"): folder for folder in config.folder}
+        recipe = config.resolved("default")
+        self._images = {
+            (folders[image.root, reads_as_film(image, recipe)].name, image.path): image for image in outputs
+        }
         self._staging, self._place, self._outputs, self._emit = config.folder[0].output, place, outputs, emit
         self._several, self._overwrite = config.resolved("default").makes_several, overwrite
         self._lock = threading.Lock()

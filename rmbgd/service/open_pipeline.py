@@ -11,6 +11,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from rmbgd import naming as names
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
@@ -119,16 +120,18 @@ def run_pipeline(
     """A pipeline for `config`'s folders, until everything that `feed` sends is through. Raises what broke.
 
     `feed(pipeline, claim)` runs on a thread of its own and owns `pipeline.jobs`; `claim(root, path)` makes a file below
-    an input folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
+    an input folder a job: none where the file has been claimed before. Where two folders have one input, films are of
+    that whose kind says so. Raises OSError where there is no such file.
     """
-    folders = {str(folder.input): folder.name for folder in config.folder}
+    folders = {(str(folder.input), folder.kind == "films"): folder.name for folder in config.folder}
     clock = SystemClock()
     ended: SimpleQueue[ThreadFailure] = SimpleQueue()
     with _assembled(config, emit, factory, ended.put) as run:
 
         def claim(root: Path, path: str) -> list[Job]:
             version, now = version_of(os.lstat(root / path)), clock.monotonic()
-            folder = folders[str(root)]
+            place = str(root)
+            folder = folders.get((place, names.is_film(path))) or folders[place, not names.is_film(path)]
             return run.ledger.claim([Candidate(folder, path, str(root), version, now, by_rename=False, final=True)])
 
         run.pipeline.start()

@@ -126,11 +126,11 @@ class Ledger:
             self.outbox.drop(db, row.job_id)
         return replace(self.resume(row), attempt=row.attempt + 1)
 
-    def release(self, job_ids: Iterable[int]) -> None:
-        """Postponed, not tried: the attempt is taken back, and without any the row is forgotten."""
+    def release(self, job_ids: Iterable[int], *, counted: bool = False) -> None:
+        """Postponed, not tried: the attempt is taken back, unless it is `counted`; without any the row is forgotten."""
         with self.database.transaction() as db:
             for job_id in job_ids:
-                db.execute("UPDATE job SET state='waiting', attempt=attempt-1 WHERE id=?", (job_id,))
+                db.execute("UPDATE job SET state='waiting', attempt=attempt-? WHERE id=?", (not counted, job_id))
                 db.execute("DELETE FROM job WHERE id=? AND attempt<=0", (job_id,))
                 self.outbox.drop(db, job_id)
 

@@ -201,7 +201,7 @@ class Published:
     def is_plain(self) -> bool:
         """Is it the one output of a recipe that lists none, and nothing is to be said of it?"""
         first = self.files[0]
-        return len(self.files) == 1 and first.slot in names.EXTENSIONS.values() and "preset" not in first.facts
+        return len(self.files) == 1 and first.slot in names.PLAIN and "preset" not in first.facts
 
     @property
     def outputs(self) -> list[dict[str, object]]:

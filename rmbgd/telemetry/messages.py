@@ -24,6 +24,9 @@ SENTENCES = {
     "service.failed": "{stage} failed, so the service ends: {error}",
     "service.exit": "the process ended[ after {uptime:time}]: {result} ({code}, {status})",
     "service.safe_mode": "safe mode, on {device} with {model}, for {seconds:time}: the last starts died ({causes})",
+    "film.started": "film {folder}/{path} begins: {width}x{height}, {codec}[, {frames} frames][, {film_seconds} s]",
+    "film.progress": "film {folder}/{path}: {frames}[ of {of}] frames, {rate} a second[, {left} s left]",
+    "film.lost": "the process of film {folder}/{path} is lost, and begins again: {detail}",
     "sequence.started": (
         "sequence {folder}/{sequence} begins with frame {frame}[; its filter begins from nothing: {why}]"
     ),

@@ -168,12 +168,15 @@ class FakeBackend:
         orders: str = "",
         kernels: str = "auto",
         graphs: bool = True,
+        recurrent: bool = False,
     ) -> None:
         self._on = {"kernels": kernels != "off", "graphs": graphs}
         self._block, self._device, self._start, self._orders = block, device, start, Orders(orders)
         self._script = list(script)  # only the owner's thread touches it
         self._poison, self._memory_limit = poison, memory_limit
-        facts: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in models}
+        about: dict[str, object] = {"alpha": "green channel"} | ({"recurrent": True} if recurrent else {})
+        facts = {name: dict(about) for name in models}
+        self._last: dict[str, int] = {}  # ticket of the frame that was computed last, by sequence
         measured = {1: seconds} if seconds else {}
         self._description = types.EngineDescription(device, facts, tuple(batch_sizes), measured)
         self._canary: MemoryTest | None = None
@@ -190,6 +193,10 @@ class FakeBackend:
 
     def segment(self, batch: Sequence[types.Work]) -> types.BatchReport:
         self.batches.append([work.image_id for work in batch])
+        links = [work.link for work in batch if work.link is not None]
+        if any(self._last.get(link.sequence, link.previous) != link.previous for link in links):
+            raise EngineNonsense("a frame before the one before it")
+        self._last |= {link.sequence: link.ticket for link in links}
         slots = [types.view(self._block, work.region) for work in batch]
         step = self._orders.next_step() or (self._script.pop(0) if self._script else "ok")
         if self._poison and any(tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots):

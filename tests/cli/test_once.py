@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import av
 import PIL.Image
 import pytest
 
@@ -31,6 +32,8 @@ from rmbgd.service import oneshot
 from rmbgd.service.destination import InputImage, RunPlan, Summary, plan
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import in_process
+from tests.support.films import film, pictures
+from tests.support.images import sample_image
 from tests.support.mounts import without_override
 
 
@@ -524,3 +527,74 @@ def test_weights_that_may_not_be_read_are_reported_before_an_engine_starts(
     (line,) = done.stderr.splitlines()
     assert str(models / "birefnet-lite") in line
     assert "cannot be read: Permission denied" in line
+
+
+# ---------------------------------------------------------------------------------------------------- films
+
+
+@pytest.mark.integration
+def test_films_and_images_beside_each_other(tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    (source / "take.mp4").write_bytes(film(frames=6, sound="aac"))
+    (source / "take.mov").write_bytes(film("mov", frames=4))
+    (source / "take.png").write_bytes(sample_image(1))
+    summary = faked(source, out := tmp_path / "out")
+    assert (summary.done, summary.failed, summary.problems) == (3, 0, [])
+    assert sorted(os.listdir(out)) == ["take.mov", "take.png", "take_mp4.mov"]
+    assert [len(pictures((out / name).read_bytes())) for name in ("take.mov", "take_mp4.mov")] == [4, 6]
+    again = faked(source, out)
+    assert (again.done, again.skipped) == (0, 3)
+
+
+@pytest.mark.integration
+def test_the_suffix_of_out_says_what_a_film_becomes(tmp_path: Path) -> None:
+    (source := tmp_path / "take.mp4").write_bytes(film(frames=3))
+    for name, codec in (("a.webm", "vp9"), ("b.mp4", "h264"), ("c.mov", "prores")):
+        found = plan([str(source)], str(tmp_path / name))
+        config, recipe = once.settings(parsed(source, tmp_path / name), found.format, found.film)
+        summary = faked(source, tmp_path / name, recipe=recipe)
+        assert (summary.done, config.recipe["default"].film) == (1, recipe.film)
+        with av.open(str(tmp_path / name)) as container:
+            assert container.streams.video[0].codec_context.name == codec
+
+
+@pytest.mark.integration
+def test_a_film_that_cannot_be_made_is_refused_and_the_images_done(tmp_path: Path) -> None:
+    (source := tmp_path / "in").mkdir()
+    data = film(frames=30)
+    (source / "half.mp4").write_bytes(data[: len(data) // 2])
+    (source / "a.png").write_bytes(sample_image(1))
+    emit = Mock()
+    summary = faked(source, out := tmp_path / "out", emit=emit)
+    assert (summary.done, summary.failed, os.listdir(out)) == (1, 1, ["a.png"])
+    [failed] = [each.kwargs for each in emit.call_args_list if each.args == ("image.failed",)]
+    assert (failed["path"], failed["reason"]) == ("half.mp4", "truncated")
+
+
+def test_films_cannot_be_cropped(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (source := tmp_path / "take.mp4").write_bytes(film(frames=1))
+    assert cli.main(["once", str(source), str(tmp_path / "out"), "--crop"]) == Exit.USAGE
+    assert "films cannot have crop" in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_library_a_film_is_refused_and_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (source := tmp_path / "take.mp4").write_bytes(film(frames=1))
+    monkeypatch.setattr(oneshot, "is_installed", lambda _module: False)
+    emit = Mock()
+    assert faked(source, tmp_path / "out", emit=emit).failed == 1
+    [failed] = [each.kwargs for each in emit.call_args_list if each.args == ("image.failed",)]
+    assert "rmbgd[video]" in failed["detail"]
+
+
+def test_a_film_has_a_bar_of_its_own_with_the_time_left() -> None:
+    console, text = recorded(terminal=True)
+    with once.progress(console, asked_for(1)) as emit:
+        emit("film.started", job=1, path="take.mp4", frames=200)
+        emit("film.progress", job=1, frames=50)
+        emit("image.failed", job=1, path="take.mp4", reason="corrupt", detail="x")
+    shown = text.getvalue()
+    assert "take.mp4" in shown
+    assert "50/200" in shown

@@ -156,6 +156,19 @@ def test_devices_are_told_with_temperature_and_state() -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"of": 1500, "left": 95.0}, "a.mp4: 300 of 1500 frames, 12.3 a second, 95 s left"),
+        ({"of": None, "left": None}, "a.mp4: 300 frames, 12.3 a second"),
+    ],
+)
+def test_the_film_in_work_is_shown_with_the_time_left(facts: dict[str, Any], said: str) -> None:
+    film = {"folder": "films", "path": "a.mp4", "frames": 300, "rate": 12.34, "seconds": 24.4} | facts
+    assert shown(status_record(film=film))["film"] == said
+    assert "film" not in shown(status_record(film=None))
+
+
 def test_a_problem_that_is_no_image_is_told_by_its_sentence() -> None:
     keys = {"kind": "read_only", "path": "/srv/out", "detail": "Read-only file system"}
     problem = {"event": "storage.paused", "time": "2026-01-01T00:01:57Z", **keys}

@@ -345,3 +345,26 @@ def test_recipes_that_cannot_be(recipe: dict[str, Any], place: str | None, told:
 def test_two_files_of_an_image_are_no_contradiction() -> None:
     deliver = [{"path": "{stem}"}, {"path": "{stem}.jpg"}, {"path": "m/{stem}", "content": "mask"}]
     assert 3 == len(parse(with_recipe(deliver=deliver)).recipe["shop"].looks)
+
+
+@pytest.mark.parametrize(
+    ("folder", "recipe", "said"),
+    [
+        ({"kind": "films", "latency": "realtime"}, {}, "a film is not realtime"),
+        ({"kind": "films", "frame_wait": 1.0}, {}, "is for frames of films"),
+        ({"kind": "frames", "look_ahead": 3}, {}, "is for films, which are there whole"),
+        ({"kind": "images", "temporal": "steady"}, {}, 'set kind = "frames" or "films"'),
+        ({"kind": "films"}, {"crop": True}, "sets crop, which films cannot have"),
+        ({"kind": "films"}, {"shadow": "contact"}, "sets shadow, which films cannot have"),
+    ],
+)
+def test_what_films_cannot_have_is_said(folder: dict[str, object], recipe: dict[str, object], said: str) -> None:
+    places = {"input": "/in", "output": "/out", "failed": "/failed", "originals": "keep"}
+    with pytest.raises(ConfigError, match=said):
+        parse({"recipe": {"default": recipe}, "folder": [{"name": "films", **places, **folder}]})
+
+
+def test_a_films_folder_has_the_extension_of_its_format() -> None:
+    places = {"input": "/in", "output": "/out", "failed": "/failed", "originals": "keep"}
+    config = parse({"recipe": {"default": {"film": "vp9"}}, "folder": [{"name": "f", "kind": "films", **places}]})
+    assert config.extension_of(config.folder[0]) == ".webm"

@@ -266,6 +266,19 @@ def test_what_a_dying_process_may_still_write_to_is_not_lent_before_it_is_gone()
         assert arena.statistics().leased_bytes == MEBI, "never, while the process stays"
 
 
+def test_a_part_of_a_lease_keeps_the_whole_and_is_known() -> None:
+    """Who parts a lease among images asks before a part is used again."""
+    with Arena(2 * MEBI) as arena:
+        dying, lease = object(), arena.lease(2 * MEBI)
+        part = lease.offset + MEBI
+        arena.withhold(dying, [part])
+        assert (arena.is_withheld(part), arena.is_withheld(lease.offset)) == (True, False)
+        lease.release()
+        assert arena.statistics().leased_bytes == 2 * MEBI
+        arena.keep(dying, 0)
+        assert (arena.is_withheld(part), arena.statistics().leased_bytes) == (False, 0)
+
+
 def test_a_closed_arena_is_trimmed_no_more() -> None:
     arena = Arena(MEBI)
     filled(arena, MEBI)[0].release()

@@ -251,7 +251,7 @@ def test_waiting_raises_the_priority(loop: Build, waited: float, first: str) -> 
     for folder, seen in (("press", waited), ("shop", 0.0)):
         arrival = ArrivingFile(FileVersion(1, 2, 3, 4), seen, seen, announced=True, remote=False)
         backlog.complete(Complete((folder, "a.jpg"), arrival, final=False))
-    assert [complete.key[0] for complete in backlog.take(1, closed=(), now=0.0, frames={}, live=0)] == [first]
+    assert [complete.key[0] for complete in backlog.take(1, closed=(), now=0.0, frames={}, live=0, films=1)] == [first]
 
 
 def test_versions_of_one_path_are_worked_on_in_order(it: Loop) -> None:

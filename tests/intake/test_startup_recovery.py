@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from rmbgd import naming as names
 from rmbgd.errors import Reason
 from rmbgd.fs import version_of
-from rmbgd.intake.startup_recovery import Recovered
+from rmbgd.intake.startup_recovery import FILM_ATTEMPTS, Recovered
 from rmbgd.store.records import Candidate, FileName, Job, SetFile, SetKey
 from rmbgd.testing.fs import FailingFs, WorldStopped
 from tests.support.run import Run
@@ -424,3 +424,22 @@ def test_a_second_death_after_the_move_loses_no_event(run: Start, stored: bool) 
     third = run()
     assert third.recovery.recover().delivered == 1
     assert [event["reason"] for event in third.events.named("image.failed")] == ["corrupt"]
+
+
+def test_a_film_begins_again_and_again_beside_the_others_and_not_for_ever(run: Start) -> None:
+    """It sees many deaths, as it is in work for long, and hardly any is its fault."""
+    first = run(kind="films")
+    first.drop("a.mp4", b"a film")
+    first.claim("a.mp4")
+    for deaths in range(1, FILM_ATTEMPTS):
+        again = run(kind="films")
+        found = again.recovery.recover()
+        assert (found.put_back, found.set_aside, found.jobs) == (1, 0, 0)
+        assert not again.recovery.suspects.remain()
+        job = again.claim("a.mp4")
+        assert job is not None
+        assert job.attempt == deaths + 1
+    last = run(kind="films")
+    assert last.recovery.recover().set_aside == 1
+    (event,) = last.events.named("image.failed")
+    assert (event["reason"], event["attempt"]) == ("crash_loop", FILM_ATTEMPTS)

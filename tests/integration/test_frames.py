@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import CampaignPart
+from tests.support.films import film
 from tests.support.images import samples
 from tests.support.service import ServiceUnderTest
 
@@ -220,3 +221,24 @@ def test_stopped_again_and_again_in_the_middle_of_a_film(tmp_path: Path) -> None
         service.wait_for_endings(300)
         assert numbers_done(service, ".") == list(range(300))
         assert [each["notes"] for each in service.named("image.done") if "notes" in each] == []
+
+
+def test_a_recurrent_network_gets_frames_one_after_another(tmp_path: Path) -> None:
+    """Two sequences, and a film beside them, by an engine that refuses a frame before the one before it."""
+    numbers = list(range(40))
+    random.Random(7).shuffle(numbers)
+    places = {name: str(tmp_path / f"film-{name}") for name in ("input", "output", "failed")}
+    for path in places.values():
+        Path(path).mkdir()
+    more = {"name": "film", "kind": "films", "originals": "delete"} | places
+    options = {"engine": {"recurrent": True, "models": ["u2netp"]}}
+    settings = {"arrays": {"folder": [more]}}
+    folder = FRAMES | {"frame_wait": 30.0}
+    with ServiceUnderTest(tmp_path, folder=folder, options=options, settings=settings) as service:
+        (tmp_path / "film-input/a.mp4").write_bytes(film(frames=60))
+        service.drop_all({f"{take}/f{number}.png": frame(number, take=take) for number in numbers for take in (1, 2)})
+        service.wait_for_endings(81)
+        assert numbers_done(service, "1/f") == numbers_done(service, "2/f") == list(range(40))
+        assert service.named("image.done", path="a.mp4")[0]["frames"] == 60
+        assert service.named("engine.fault") == []
+        assert {each["batch"] for each in service.named("image.done", sequence="1/f")} <= {1, 2, 3}  # one of a sequence

@@ -16,6 +16,7 @@ from rmbgd.sequence.temporal import (
     FrameFigures,
     Memory,
     guide_of,
+    looked_ahead,
     measured,
     steady,
     unfiltered,
@@ -242,3 +243,30 @@ def test_a_plate_is_learned_where_there_is_background_alone() -> None:
     assert memory.plate is not None
     assert (memory.plate[60:120, 70:130] == 255).all()
     assert np.abs(memory.plate[:, 200:].astype(int) - np.minimum(guide_of(frames[0][0]), 250)[:, 200:]).max() <= 1
+
+
+def ahead(frames: list[tuple[Bytes, Bytes]], count: int) -> list[Bytes]:
+    """What a film that is known `count` frames ahead becomes."""
+    seen = [(rgb, looked_ahead(frames[at : at + count + 1])) for at, (rgb, _) in enumerate(frames)]
+    return through(seen)[0]
+
+
+@pytest.mark.parametrize("across", [0, 1.5])
+def test_frames_ahead_damp_flicker_further(across: float) -> None:
+    random, true = np.random.default_rng(5), film(across, 12, pan=True)
+    noisy = [(rgb, flickering(alpha, random)) for rgb, alpha in true]
+    flicker = [
+        np.mean([off(some[at].astype(float) - true[at][1], some[at - 1].astype(float) - true[at - 1][1]) for at in
+                 range(2, 10)])
+        for some in (through(noisy)[0], ahead(noisy, 1), ahead(noisy, 2))
+    ]  # fmt: skip
+    assert flicker[0] > 1.1 * flicker[1]
+    assert flicker[1] > flicker[2]
+
+
+def test_no_frames_ahead_change_nothing_and_a_cut_is_not_looked_over() -> None:
+    frames = film(2, 4)
+    assert looked_ahead(frames[:1]) is frames[0][1]
+    assert all(np.array_equal(one, other) for one, other in zip(ahead(frames, 0), through(frames)[0], strict=True))
+    other = (texture(50), np.full((HEIGHT, WIDTH), 255, np.uint8))
+    assert np.array_equal(looked_ahead([frames[0], other]), frames[0][1])

@@ -138,6 +138,7 @@ def test_names_are_looked_for_once_however_many_are_alike(place: Path, monkeypat
             tried.append(number)
             yield f"{name}~{number}"
 
-    monkeypatch.setattr(destination, "names", SimpleNamespace(output_names=names.output_names, versions=versions))
+    fake = SimpleNamespace(output_names=names.output_names, versions=versions, is_film=names.is_film)
+    monkeypatch.setattr(destination, "names", fake)
     outputs = RunPlan(images, place, None, "out", None, []).outputs(".png")
     assert (300, 299) == (len(set(outputs.values())), len(tried))

@@ -3,7 +3,7 @@
 Goes through the command line's own door, so that exit statuses are the real ones; the product itself has no switch for
 tests. Everything is off unless asked for.
 
-    engine   keyword arguments of FakeBackend (script, poison, start, ...), and `delay`: seconds for every batch;
+    engine   keyword arguments of FakeBackend (script, poison, recurrent, ...), and `delay`: seconds for every batch;
              `hard`: alpha is nearly everywhere 0 or 255, as a network's is
     gpu      the real failover over child processes with fake engines: `orders` (a folder, see Orders), `sensor`
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its

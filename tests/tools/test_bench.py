@@ -61,10 +61,18 @@ def test_frames_of_a_film_are_measured_through_the_service() -> None:
 
 @pytest.mark.slow
 @pytest.mark.integration
+def test_films_are_measured_through_the_service() -> None:
+    code, _, found = run("films", "--quick", "--height", "90")
+    assert (code, set(found)) == (0, {"prores4444", "vp9", "h264", "png"})
+    assert all(each["frames_per_s"] > 0 and each["processor_ms"] > 0 for each in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.integration
 def test_the_temporal_filter_is_compared_with_frames_one_by_one() -> None:
     code, _, found = run("temporal", "--quick")
     assert (code, len(found["sequences"])) == (0, 1)
-    assert {"steady", "median", "ema", "frozen"} == found["change"].keys()
+    assert {"steady", "ahead", "median", "ema", "frozen"} == found["change"].keys()
 
 
 @pytest.mark.slow

@@ -57,7 +57,7 @@ def test_the_bench_tells_a_filter_from_a_ghost_and_from_ice(shapes: Material) ->
     rgb, truth = (np.array([each[side] for each in shown]) for side in (0, 1))
     noisy = np.clip(truth + random.normal(0, 40, (8, 1, 1)) * (truth > 0), 0, 255).astype(np.uint8)
     sequence = temporal.MadeSequence("walk", 1, rgb, truth, noisy)
-    found = {name: temporal.judged(sequence, begun()) for name, begun in temporal.FILTERS.items()}
+    found = {name: temporal.judged(sequence, begun(sequence)) for name, begun in temporal.FILTERS.items()}
     assert found["steady"]["warped_error"] < 0.7 * found["per frame"]["warped_error"]
     assert found["ema"]["edges"] > 1.2 * found["steady"]["edges"]
     assert found["frozen"]["lag"] > 0.5 > abs(found["steady"]["lag"])

@@ -1,4 +1,5 @@
-"""A live frame beside a backlog: from the close of its file to its publication, idle and while stills and a film wait.
+"""A live frame beside a backlog: from the close of its file to its publication, idle and while stills, frames of a film
+and the file of another are worked on.
 
 The real process around a network that takes the same time for each batch. A live frame may wait for the batch that
 runs; for nothing else.
@@ -15,12 +16,14 @@ from typing import Any
 
 from rmbgd.bench.samples import drawn, ranked, versions
 from tests.support.service import ServiceUnderTest
-from tools.benches.frames import frames, numbered
+from tools.benches.films import made_film
+from tools.benches.frames import SIZE, frames, numbered
 from tools.tables import Report, values
 
 FOLDERS: dict[str, dict[str, Any]] = {
     "live": {"kind": "frames", "temporal": "steady", "latency": "realtime", "frame_wait": 0.2},
-    "film": {"kind": "frames", "temporal": "steady"},
+    "frames": {"kind": "frames", "temporal": "steady"},
+    "films": {"kind": "films", "temporal": "steady"},
 }
 
 
@@ -44,10 +47,13 @@ def latencies(base: Path, count: int, service_time: float, backlog: int) -> tupl
     stills = versions(drawn(8, 1600))
     for number, (name, image) in enumerate(islice(stills, backlog)):
         (service.input / name).write_bytes(image)
-        (base / "film/input" / f"{number:05}.jpg").write_bytes(numbered(data[number % 48], number))
+        (base / "frames/input" / f"{number:05}.jpg").write_bytes(numbered(data[number % 48], number))
+    if backlog:
+        (base / "films/input/film.mp4").write_bytes(made_film(2 * backlog, SIZE))
     service.start()
     if backlog:
         service.wait_for_endings(4)
+        service.wait_for("film.started")
     closed = []
     for number in range(count + 10):
         began = time.monotonic()
@@ -57,7 +63,8 @@ def latencies(base: Path, count: int, service_time: float, backlog: int) -> tupl
         time.sleep(max(0.0, began + 3 * service_time - time.monotonic()))
     service.wait(lambda: len(service.named("image.done", folder="live")) == len(closed), "live frames")
     ended = {each["frame"]: each["monotonic"] for each in service.named("image.done", folder="live")}
-    left = service.ended_count() < len(closed) + 2 * backlog or not backlog
+    is_over = service.ended_count() >= len(closed) + 2 * backlog or service.named("image.done", folder="films")
+    left = not backlog or not is_over
     service.kill()
     if not left:
         raise RuntimeError("the backlog was done before the live frames were; give more of it")
@@ -68,7 +75,9 @@ def latencies(base: Path, count: int, service_time: float, backlog: int) -> tupl
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frames", type=int, default=100, help="live ones (default: 100)")
-    parser.add_argument("--backlog", type=int, default=600, help="stills, and frames of the film, that wait")
+    parser.add_argument(
+        "--backlog", type=int, default=600, help="stills, and frames, that wait; the film has twice as many"
+    )
     parser.add_argument("--service-time", type=float, default=0.1, help="s that a batch takes (default: 0.1)")
 
 

@@ -1,8 +1,9 @@
 """Measures the temporal filter on made sequences with exact alpha: flicker, lag, error at moving edges, time.
 
-Mattes of u2netp, as the service has them, frame by frame, and what four filters make of them:
+Mattes of u2netp, as the service has them, frame by frame, and what five filters make of them:
 
     steady   sequence.temporal, without a plate
+    ahead    the same for a film, with the frame after each
     median   the same for a fixed camera, with the plate that it learns
     ema      60 % of the last frame where it was: what ghosts
     frozen   the first frame, forever: what no figure of flicker minds
@@ -33,7 +34,7 @@ from rich.console import RenderableType
 from rmbgd.evaluate.metrics import Plane, dtssd
 from rmbgd.evaluate.sequence import moving_edge_error
 from rmbgd.sequence.figures import SequenceFigures
-from rmbgd.sequence.temporal import WEIGHT, Memory, measured, steady
+from rmbgd.sequence.temporal import WEIGHT, Memory, looked_ahead, measured, steady
 from tools.made_sequences import FRAMES, KINDS, SIZE, Material, frames, material, size_of
 from tools.tables import Report, steps, table
 
@@ -41,6 +42,7 @@ Bytes = NDArray[np.uint8]
 Filter = Callable[[Bytes, Bytes], Bytes]
 MEASURES = ("dtssd", "dtssd_along_motion", "warped_error", "still_change", "lag", "edges", "mae")
 BARE = "per frame"
+AHEAD = 1  # frames, as a film's folder has it
 CUT = 0.2  # mean change of the truth beyond which two frames are of two shots
 ONE = 1 / 255
 
@@ -116,7 +118,26 @@ class Steady:
         return found
 
 
-def ema() -> Filter:
+@dataclass
+class Ahead:
+    """The filter of a film of which the next AHEAD frames are known."""
+
+    sequence: MadeSequence
+    memory: Memory | None = None
+    seconds: float = 0.0
+    number: int = 0
+
+    def __call__(self, rgb: Bytes, _alpha: Bytes) -> Bytes:
+        began = time.process_time()
+        window = slice(self.number, self.number + AHEAD + 1)
+        seen = list(zip(self.sequence.rgb[window], self.sequence.alpha[window], strict=True))
+        found, self.memory, _ = steady(rgb, looked_ahead(seen), self.memory)
+        self.number += 1
+        self.seconds += time.process_time() - began
+        return found
+
+
+def ema(_sequence: MadeSequence) -> Filter:
     last: Bytes | None = None
 
     def of(_rgb: Bytes, alpha: Bytes) -> Bytes:
@@ -127,7 +148,7 @@ def ema() -> Filter:
     return of
 
 
-def frozen() -> Filter:
+def frozen(_sequence: MadeSequence) -> Filter:
     first: list[Bytes] = []
 
     def of(_rgb: Bytes, alpha: Bytes) -> Bytes:
@@ -137,10 +158,11 @@ def frozen() -> Filter:
     return of
 
 
-FILTERS: dict[str, Callable[[], Filter]] = {
-    BARE: lambda: lambda _rgb, alpha: alpha,
-    "steady": lambda: Steady(median=False),
-    "median": lambda: Steady(median=True),
+FILTERS: dict[str, Callable[[MadeSequence], Filter]] = {
+    BARE: lambda _: lambda _rgb, alpha: alpha,
+    "steady": lambda _: Steady(median=False),
+    "ahead": Ahead,
+    "median": lambda _: Steady(median=True),
     "ema": ema,
     "frozen": frozen,
 }
@@ -210,16 +232,16 @@ def run(options: argparse.Namespace) -> Report:
     source, matte = material(), mattes()
     rows: list[dict[str, dict[str, float]]] = []
     names: list[tuple[str, int]] = []
-    spent = {"steady": 0.0, "median": 0.0}
+    spent = {"steady": 0.0, "ahead": 0.0, "median": 0.0}
     count = 0
     asked = [(kind, seed) for seed in options.seed or [1] for kind in options.kind or KINDS]
     for at in steps(len(asked), "sequences"):
         sequence = made(source, *asked[at], options, matte)
         row = {}
         for name, begun in FILTERS.items():
-            filtered = begun()
+            filtered = begun(sequence)
             row[name] = judged(sequence, filtered)
-            if isinstance(filtered, Steady):
+            if isinstance(filtered, (Steady, Ahead)):
                 spent[name] += filtered.seconds
         rows.append(row)
         names.append(asked[at])

@@ -26,6 +26,7 @@ from rmbgd.backends.cpu.precision import gist, in_best_precision
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.backends.planes import finish
+from rmbgd.backends.recurrence import Recurrence, under_alpha
 from rmbgd.backends.second_look import disagreement, needs_second_look, wider
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
@@ -47,6 +48,8 @@ class CpuBackend:
         self._block = block
         self._threads = options.threads or usable_cores()
         self._networks: dict[str, CpuNetwork] = {}
+        self._recurrence: dict[str, Recurrence] = {}  # by model
+        self._seen: list[NDArray[np.uint8]] = []  # what the frames after those of this batch are to see
         self._memory_test: MemoryTest | None = None
 
     def start(self) -> types.EngineDescription:
@@ -80,12 +83,16 @@ class CpuBackend:
                 for work, slot in zip(batch, slots, strict=True)
             ]
             given = [slot.rgb if guide is None else guide for slot, guide in zip(slots, guides, strict=True)]
-            alpha = self._mattes(network, given, name)
+            compute = self._linked if network.recurrent else self._apart
+            alpha = compute(network, batch, given, name)
             computed = time.perf_counter()
             reports = [report(work.image_id, matte) for work, matte in zip(batch, alpha, strict=True)]
             alpha = self._look_again(network, batch, given, alpha, reports)
             for work, slot, matte, guide in zip(batch, slots, alpha, guides, strict=True):
                 finish(slot, matte, clean=work.clean_edges, guide=guide)
+        if network.recurrent:
+            for work, seen in zip(batch, self._seen, strict=True):
+                self._recurrence[name].keep(work.link, seen)
         finished = time.perf_counter()
         seconds = {"network": computed - began, "finish": finished - computed}
         answers = [types.Answer(each, DEVICE, name, len(batch)) for each in reports]
@@ -177,10 +184,30 @@ class CpuBackend:
         network.facts["overlap"] = round(check_golden(matte, str(network.facts["model"]), name), 4)
         return seconds
 
+    def _linked(
+        self, network: CpuNetwork, batch: Sequence[types.Work], images: Sequence[NDArray[np.uint8]], name: str
+    ) -> NDArray[np.float32]:
+        """As `_mattes`, each with the frame before it. Raises EngineNonsense."""
+        memory = self._recurrence.setdefault(name, Recurrence())
+        small = [image_to_network(image, network.size, network.filter) for image in images]
+        alpha = self._mattes(network, small, name, [memory.before(work.link) for work in batch])
+        self._seen = [under_alpha(image, matte) for image, matte in zip(small, alpha, strict=True)]
+        return alpha
+
+    def _apart(
+        self, network: CpuNetwork, _batch: Sequence[types.Work], images: Sequence[NDArray[np.uint8]], name: str
+    ) -> NDArray[np.float32]:
+        return self._mattes(network, images, name)
+
     @staticmethod
-    def _mattes(network: CpuNetwork, images: Sequence[NDArray[np.uint8]], name: str) -> NDArray[np.float32]:
+    def _mattes(
+        network: CpuNetwork,
+        images: Sequence[NDArray[np.uint8]],
+        name: str,
+        previous: Sequence[NDArray[np.uint8] | None] = (),
+    ) -> NDArray[np.float32]:
         """Alpha float32 [n, h, w]. Raises EngineNonsense."""
-        alpha = network.infer(images)
+        alpha = network.infer(images, previous) if previous else network.infer(images)
         if bad := [index for index, matte in enumerate(alpha) if not np.isfinite(matte).all()]:
             raise EngineNonsense(f"alpha is not finite for images {bad} of a batch of {len(alpha)} ({name})")
         return alpha

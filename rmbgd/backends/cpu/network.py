@@ -18,12 +18,20 @@ class CpuNetwork(Protocol):
     sizes   of batches that it gains by; ascending, from 1
     size    of its input, (height, width)
     filter  by which images are brought to it
+    recurrent  it takes the frame before as well
     """
 
     facts: dict[str, object]
     sizes: tuple[int, ...]
     size: tuple[int, int]
     filter: Filter
+    recurrent: bool
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Alpha [n, h, w] of images [H, W, 3] of any sizes, not checked to be finite; valid until the next call."""
+    def infer(
+        self, images: Sequence[NDArray[np.uint8]], previous: Sequence[NDArray[np.uint8] | None] = ()
+    ) -> NDArray[np.float32]:
+        """Alpha [n, h, w] of images [H, W, 3] of any sizes, not checked to be finite; valid until the next call.
+
+        previous  for a recurrent network: of each image the frame before it, times its alpha, uint8 [h, w, 3] of the
+                  network's size; None, or nothing at all, is black
+        """

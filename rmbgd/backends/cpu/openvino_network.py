@@ -78,7 +78,7 @@ class OpenVinoNetwork:
         model = claim.model
         claim.hash()
         header = read_header(model.weights)
-        self.size, self.filter = model.input_size(), model.filter()
+        self.size, self.filter, self.recurrent = model.input_size(), model.filter(), False
         settings = {
             "INFERENCE_PRECISION_HINT": TYPES[precision],
             "INFERENCE_NUM_THREADS": threads,
@@ -100,7 +100,10 @@ class OpenVinoNetwork:
         )
         self.facts: dict[str, object] = provenance.facts()
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def infer(
+        self, images: Sequence[NDArray[np.uint8]], previous: Sequence[NDArray[np.uint8] | None] = ()
+    ) -> NDArray[np.float32]:
+        assert not any(each is not None for each in previous)
         found = np.empty((len(images), *self.size), np.float32)
         for rgb, alpha in zip(images, found, strict=True):
             pixels = image_to_network(rgb, self.size, self.filter)

@@ -25,7 +25,10 @@ def multiplies_bfloat16() -> bool:
 
 
 class TorchNetwork:
-    """`inputs` [largest batch, 3, h, w], channels last, is reused by every batch."""
+    """`inputs` [largest batch, 3, h, w], of a recurrent network [..., 6, h, w], channels last, is used by every batch.
+
+    A module says `recurrent` of itself; it gets the frame before, under its alpha, as channels 3 to 5, scaled alike.
+    """
 
     def __init__(self, choice: ModelChoice, models: Path, *, precision: str, threads: int, batch_maximum: int) -> None:
         """Raises ModelError."""
@@ -41,18 +44,26 @@ class TorchNetwork:
         )
         self.module = loaded.module
         self.size, self.filter = loaded.provenance.input_size, loaded.filter
-        self.facts: dict[str, object] = loaded.provenance.facts()
+        self.recurrent = bool(getattr(loaded.module, "recurrent", False))
+        self.facts: dict[str, object] = loaded.provenance.facts() | ({"recurrent": True} if self.recurrent else {})
         self.sizes = tuple(size for size in (1, 2, 4) if size <= min(batch_maximum, BATCH_MAXIMUM))
-        shape = (self.sizes[-1], 3, *self.size)
+        shape = (self.sizes[-1], 6 if self.recurrent else 3, *self.size)
         self.inputs = torch.empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
         self._scale, self._shift = torch.tensor(SCALE), torch.tensor(SHIFT)
 
-    def infer(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+    def infer(
+        self, images: Sequence[NDArray[np.uint8]], previous: Sequence[NDArray[np.uint8] | None] = ()
+    ) -> NDArray[np.float32]:
         if self.filter is Filter.BOX:  # the host's way costs less than torch's
             images = [image_to_network(rgb, self.size, self.filter) for rgb in images]
         with torch.inference_mode():
             tensors = [torch.from_numpy(rgb) for rgb in images]
-            put_images(tensors, self.inputs, self._scale, self._shift, filter=self.filter)
+            put_images(tensors, self.inputs[:, :3], self._scale, self._shift, filter=self.filter)
+            if self.recurrent:
+                black = np.zeros((*self.size, 3), np.uint8)
+                seen = [*previous, *[None] * (len(images) - len(previous))]
+                before = [torch.tensor(black if each is None else each) for each in seen]
+                put_images(before, self.inputs[:, 3:], self._scale, self._shift, filter=self.filter)
             alpha, finite = mattes(self.module, self.inputs[: len(images)])
         found: NDArray[np.float32] = alpha.numpy()
         found[~finite.numpy()] = np.nan  # a sigmoid makes numbers of infinite logits

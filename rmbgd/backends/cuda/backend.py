@@ -23,10 +23,11 @@ from rmbgd.backends.faults import faults, without_frames
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
-from rmbgd.errors import EngineMemory
+from rmbgd.errors import EngineMemory, ModelError
 from rmbgd.fs import usable_cores
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.kernels.runtime import triton_for
+from rmbgd.models.store import resolve
 
 
 class CudaBackend:
@@ -141,6 +142,11 @@ class CudaBackend:
     ) -> CudaNetwork:
         """A network with every speed-up that it may use; one that it may not is a limit."""
         models = self._options.models_directory
+        entry = resolve(choice.source, models).entry
+        if entry is not None and entry.recurrent:
+            raise ModelError(
+                f'{name} takes the frame before as well, which only the CPU does; set engine.device = "cpu"'
+            )
         network = CudaNetwork(device, name, choice, getattr(torch, precision), models)
         if precision != "float32" and not network.is_finite():
             used = wider(precision, device.capability())

@@ -22,7 +22,7 @@ from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
-from rmbgd.errors import UNCLEAN_CAPTURE, EngineLost, EngineMemory, EngineNonsense
+from rmbgd.errors import UNCLEAN_CAPTURE, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
@@ -500,3 +500,11 @@ def test_an_engine_can_be_closed_in_any_state(make, green):
     for either in (make(start=False), started, started):
         either.close()
     assert started._device is None
+
+
+def test_a_network_that_takes_the_frame_before_is_refused(make, green, monkeypatch):
+    known = engine.resolve("u2netp", OPTIONS.models_directory)
+    entry = replace(known.entry, recurrent=True)
+    monkeypatch.setattr(engine, "resolve", lambda *_: replace(known, entry=entry))
+    with pytest.raises(ModelError, match=r"only the CPU does; set engine\.device"):
+        make()
