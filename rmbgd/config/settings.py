@@ -254,7 +254,7 @@ class LimitSettings(Settings):
     film_streams: int = setting(8, unit="streams", ge=1, le=256,
         reason="one of images, sound in a few languages, subtitles; each one more is read by code that may be wrong")
     film_bytes: int = setting(64 * 1024 * MEBI, unit="bytes", ge=1, le=1 << 44,
-        reason="two hours of ProRes have about as much")
+        reason="two hours of 720p in ProRes 4444, 25 frames a second, have 37 GB")
 
 
 class PipelineSettings(Settings):

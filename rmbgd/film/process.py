@@ -105,7 +105,7 @@ class FilmProcess(AbstractContextManager["FilmProcess"]):
             command = [sys.executable, "-m", "rmbgd.film.child", *map(str, descriptors), str(os.getpid())]
             try:
                 self._process = ChildProcess(command, descriptors, self._hear, ENVIRONMENT | os.environ)
-            except BaseException:
+            except BaseException:  # whatever it is: no descriptor stays behind
                 self._connection.close()
                 raise
 

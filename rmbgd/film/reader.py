@@ -173,9 +173,6 @@ class FilmReader:
         """Of the same file, read by itself; None of a silent film. `alive`: called while it reads, as that may take."""
         return SoundReader(_opened(self._descriptor, alive)) if self._sounds else None
 
-    def close(self) -> None:
-        self._container.close()
-
     def _length(self) -> tuple[float, int]:
         """(seconds, frames) as the header says; 0 unknown."""
         seconds = float(self._video.duration * self.time_base) if self._video.duration else 0.0
@@ -324,9 +321,6 @@ class SoundReader:
         while (packet := self._next) is not None and _begin_of(packet) < seconds:
             yield packet
             self._next = next(self._packets, None)
-
-    def close(self) -> None:
-        self._container.close()
 
     def _read(self) -> Iterator[av.Packet[Any]]:
         with damage("in its sound"):

@@ -92,7 +92,7 @@ class Decoder:
             if error.errno == errno.EIO:
                 return Rejection(job, Reason.IO_ERROR, f"{error.strerror}", "decode", timing)
             if error.errno in GONE:
-                return self._gone(job, error, timing)
+                return gone(job, self.folders[job.folder][0], error, timing)
             name = errno.errorcode.get(error.errno or 0, "error")
             return Postponed(job, "storage", f"{name}: {error.strerror}", timing)
         except StorageFault as fault:  # the ledger could not be asked whether this content is known
@@ -171,13 +171,6 @@ class Decoder:
             raise
         return Frame(job, region, lease, facts, timing, self.context.clock.monotonic())
 
-    def _gone(self, job: Job, error: OSError, timing: Timing) -> Rejection | Postponed:
-        """A file that is gone unread: a loss only out of the claim folder, where nobody but us had it."""
-        folder, _ = self.folders[job.folder]
-        if job.claimed_by_rename and is_there(str(folder.input), require_mount=folder.require_mount):
-            return Rejection(job, Reason.VANISHED, f"{job.source}: {error.strerror}", "decode", timing)
-        return Postponed(job, "vanished", f"{error.strerror}", timing)
-
     def _read(self, job: Job) -> tuple[bytes, WriteTraces] | None:
         """The bytes of the claimed version, or None when another version stands there. Raises OSError, ImageError."""
         descriptor, limits = open_regular(job.source), self.context.config.limits
@@ -198,6 +191,13 @@ class Decoder:
             return read_limited(descriptor, limits), traces
         finally:
             os.close(descriptor)
+
+
+def gone(job: Job, folder: Folder, error: OSError, timing: Timing) -> Rejection | Postponed:
+    """A file that is gone unread: a loss only out of the claim folder, where nobody but us had it."""
+    if job.claimed_by_rename and is_there(str(folder.input), require_mount=folder.require_mount):
+        return Rejection(job, Reason.VANISHED, f"{job.source}: {error.strerror}", "decode", timing)
+    return Postponed(job, "vanished", f"{error.strerror}", timing)
 
 
 def _refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | None) -> Rejection | Postponed:

@@ -30,8 +30,8 @@ from rmbgd.film.process import FilmLost, FilmProcess, FilmStopped, UnreadFilm
 from rmbgd.fs import SystemFileSystem, open_regular, same_content, storage_faults
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.formats import SourceFacts
-from rmbgd.mounts import free_bytes, is_there
-from rmbgd.pipeline.decode import GONE, SHORTAGE
+from rmbgd.mounts import free_bytes
+from rmbgd.pipeline.decode import GONE, SHORTAGE, gone
 from rmbgd.pipeline.items import (
     Arrival,
     Cutout,
@@ -160,7 +160,7 @@ class FilmStage:
             if error.errno == errno.EIO:
                 return Rejection(job, Reason.IO_ERROR, f"{error.strerror}", "decode", timing)
             if error.errno in GONE:
-                return self._gone(job, error, timing)
+                return gone(job, self._folders[job.folder][0], error, timing)
             return Postponed(
                 job, "storage", f"{errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}", timing
             )
@@ -176,13 +176,6 @@ class FilmStage:
             self.progress = None
             timing.add("film", clock.monotonic() - began)
             timing.end()
-
-    def _gone(self, job: Job, error: OSError, timing: Timing) -> Rejection | Postponed:
-        """As of an image: a loss only out of the claim folder."""
-        folder, _ = self._folders[job.folder]
-        if job.claimed_by_rename and is_there(str(folder.input), require_mount=folder.require_mount):
-            return Rejection(job, Reason.VANISHED, f"{job.source}: {error.strerror}", "decode", timing)
-        return Postponed(job, "vanished", f"{error.strerror}", timing)
 
     def _film(self, job: Job, timing: Timing) -> Arrival:
         limits = self._context.config.limits
