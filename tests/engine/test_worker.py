@@ -27,6 +27,7 @@ from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNo
 from rmbgd.testing.engine import expected_alpha
 from tests.engine.image_store import ImageStore
 from tests.engine.processes import PATIENCE, SpyHeartbeat, wait_until_gone
+from tests.support.standstill import stand_still
 
 pytestmark = pytest.mark.integration
 
@@ -265,7 +266,7 @@ with Arena(1 << 20) as arena, ImageStore(arena) as images:
     with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
         child = int(parent.stdout.readline())
         if state == "stopped":
-            os.kill(child, signal.SIGSTOP)
+            stand_still(child)
         parent.kill()
     assert wait_until_gone(child)
 
@@ -384,7 +385,7 @@ def test_a_gpu_has_a_deadline_for_batches_and_checks(workshop):
     worker, other = (workshop.started(hang_minimum=0.02, seconds=0.001) for _ in range(2))
     pids = [worker.pid, other.pid]
     for pid in pids:
-        os.kill(pid, signal.SIGSTOP)
+        stand_still(pid)
     with pytest.raises(EngineLost, match=r"no answer within 0\.03\d* s to 'segment': hung.*SIGKILL"):
         workshop.answers(worker)
     with pytest.raises(EngineLost, match=r"no answer within 0\.2 s to 'canary': hung.*SIGKILL"):

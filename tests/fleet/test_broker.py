@@ -17,6 +17,7 @@ from rmbgd.config.load import SourceSettings
 from rmbgd.fleet.broker import Broker as Connection
 from rmbgd.fleet.pulls import BrokerFault
 from tests.support.broker import PATIENCE, Broker
+from tests.support.standstill import stand_still
 
 pytestmark = pytest.mark.integration
 
@@ -79,7 +80,7 @@ def test_a_connection_outlives_answers_that_come_too_late(broker: Broker) -> Non
     connection.start()
     try:
         connection.wait_until_connected(PATIENCE)
-        os.kill(broker.pid, signal.SIGSTOP)
+        stand_still(broker.pid)
         try:
             with pytest.raises(BrokerFault, match="see that nats-server runs there"):
                 connection.answer([("nobody", b"")])
@@ -98,7 +99,7 @@ def test_a_connection_that_is_lost_while_it_is_waited_for_is_the_brokers_fault(b
     connection.start()
     try:
         connection.wait_until_connected(PATIENCE)
-        os.kill(broker.pid, signal.SIGSTOP)
+        stand_still(broker.pid)
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(connection.answer, [("nobody", b"")])
             while not connection._flushes:

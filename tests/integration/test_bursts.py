@@ -17,6 +17,7 @@ from tests.support.burst import bitmap
 from tests.support.images import assert_cutout_of, sample_image
 from tests.support.mounts import kernel_setting, memory_folder
 from tests.support.service import ServiceUnderTest
+from tests.support.standstill import stand_still
 
 BURST, WRITERS = 40_000, 4
 LOOKED_AT = 97  # every so many images of the burst is compared pixel by pixel
@@ -69,7 +70,7 @@ def test_overflow_of_the_kernels_queue_is_noticed_and_made_good(tmp_path: Path) 
     with kernel_setting("fs/inotify/max_queued_events", 64):
         service.start()  # the limit is read when the watch is made
     with service:
-        service.signal(signal.SIGSTOP)
+        stand_still(service.pid)
         write_burst(service.input, OVERFLOWING)
         service.signal(signal.SIGCONT)
         service.wait_for_endings(OVERFLOWING)

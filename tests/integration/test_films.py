@@ -15,6 +15,7 @@ from tests.support.films import film, pictures
 from tests.support.images import sample_image
 from tests.support.mounts import mounted, run
 from tests.support.service import ServiceUnderTest
+from tests.support.standstill import stand_still
 
 pytestmark = pytest.mark.integration
 
@@ -123,7 +124,7 @@ def test_a_process_that_hangs_is_killed(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path, folder=FILMS, settings=settings, options={"engine": {"delay": 0.02}}) as service:
         service.drop("a.mp4", film(frames=60))
         wait_for_frames(service, 5)
-        os.kill(film_process(service), signal.SIGSTOP)
+        stand_still(film_process(service))
         lost = service.wait_for("film.lost")
         assert "1 s" in lost["detail"]
         assert service.wait_for("image.done")["frames"] == 60

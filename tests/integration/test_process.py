@@ -23,6 +23,7 @@ from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import PATIENCE, ServiceUnderTest
+from tests.support.standstill import stand_still
 
 ORDERS = 50  # for an engine, more than a test takes
 STALL_AFTER = 5.0  # s; the least that can be set
@@ -73,7 +74,7 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
         service.hold.touch()
         data = service.drop_all(samples(range(10)))
         service.wait(service.given, "an image in the engine")
-        service.signal(signal.SIGSTOP)
+        stand_still(service.pid)
         threading.Event().wait(STALL_AFTER + 1.5)  # what is tested is that this time passes
         service.signal(signal.SIGCONT)
         service.wait_for_new_status()  # a look at the threads, while the batch still runs
@@ -120,7 +121,7 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
     with with_child(tmp_path, batch_timeout=1.0) as service:
         service.turn()
         (child,) = service.children()
-        os.kill(child, signal.SIGSTOP)
+        stand_still(child)
         audit.assert_settled(service, service.serve_all(samples(range(10))))
         (fresh,) = service.children()
         assert fresh != child

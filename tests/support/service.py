@@ -24,6 +24,7 @@ from typing import IO, Any, Self
 from tests.support import audit
 from tests.support.fork_server import ForkedProcess
 from tests.support.images import sample_image
+from tests.support.standstill import stand_still
 
 REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
@@ -318,7 +319,7 @@ class ServiceUnderTest:
 
     def put_in_the_way_of(self, directory: Path) -> None:
         """A file in the place of one of its directories; it sees nothing in between."""
-        self.signal(signal.SIGSTOP)
+        stand_still(self.pid)
         shutil.rmtree(directory)
         directory.write_text("in the way")
         self.signal(signal.SIGCONT)

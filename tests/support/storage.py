@@ -19,6 +19,7 @@ import botocore.session
 import pytest
 
 from tests.support.broker import free_port
+from tests.support.standstill import stand_still
 
 PATIENCE = 30.0  # s until it answers
 KEYS = "[default]\naws_access_key_id = a\naws_secret_access_key = b\n"
@@ -71,7 +72,7 @@ class Storage:
     def hanging(self) -> Iterator[None]:
         """It answers nothing meanwhile."""
         assert self.process is not None
-        self.process.send_signal(signal.SIGSTOP)
+        stand_still(self.process.pid)
         try:
             yield
         finally:
