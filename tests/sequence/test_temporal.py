@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -168,6 +172,30 @@ def test_the_smallest_frames_pass(shape: tuple[int, int]) -> None:
     rgb, alpha = np.full((*shape, 3), 90, np.uint8), np.full(shape, 130, np.uint8)
     published, _ = through([(rgb, alpha)] * 2, plate="median")
     assert np.array_equal(published[1], alpha)
+
+
+EVERY_SIZE = """
+import numpy as np
+from rmbgd.sequence.temporal import steady
+
+rng = np.random.default_rng(7)
+sides = [1, 7, 8, 9, 15, 16, 17, 20, 23, 24, 25, 30, 31, 32, 33, 48, 63, 64, 80, 90, 91, 96, 100, 129, 640, 1300]
+for height in sides:
+    for width in sides:
+        if height * width <= 200_000:
+            memory = None
+            for _ in range(2):
+                rgb, alpha = rng.integers(0, 256, (height, width, 3), np.uint8), np.full((height, width), 99, np.uint8)
+                memory = steady(rgb, alpha, memory)[1]
+"""
+
+
+@pytest.mark.integration
+def test_no_size_of_a_frame_crashes() -> None:
+    """OpenCV's flow reads beyond low frames where it chooses its scales by itself. In a process that may die of it."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "MALLOC_PERTURB_": "165"}
+    done = subprocess.run([sys.executable, "-c", EVERY_SIZE], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_alpha_and_plate_must_have_the_size_of_the_frame() -> None:
