@@ -65,6 +65,7 @@ class FilmBytes(io.RawIOBase):
 
 
 BUFFER_BYTES = 1 << 20
+PROBE_BYTES = 256 << 20  # where these are granted, memory is not short
 DECODER_THREADS = 2
 RGB, UNKNOWN_MATRIX, UNKNOWN_RANGE = 0, 2, 0  # of libavutil's AVColorSpace and AVColorRange
 BT2020_CONSTANT = 10  # luminance; swscale has no matrix of its own for it
@@ -353,8 +354,8 @@ def _opened(descriptor: int, alive: Callable[[], None] = lambda: None) -> InputC
         container = av.open(
             file, format=name, io_open=_nothing_else, buffer_size=BUFFER_BYTES, metadata_errors="replace"
         )
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise _of_memory("in its header or its index", error) from error
     except (av.FFmpegError, ValueError, EOFError) as error:
         detail = f"it cannot be opened, as where its end or its index is missing: {_words(error)}"
         raise ImageError(Reason.TRUNCATED, detail, maybe_incomplete=True) from error
@@ -371,10 +372,19 @@ def damage(where: str) -> Iterator[None]:
     """What libav refuses within becomes an ImageError; `where` in words."""
     try:
         yield
-    except MemoryError:
-        raise
+    except MemoryError as error:
+        raise _of_memory(where, error) from error
     except (av.FFmpegError, EOFError) as error:
         raise ImageError(Reason.CORRUPT, f"damaged {where}: {_words(error)}") from error
+
+
+def _of_memory(where: str, error: MemoryError) -> Exception:
+    """Libav says the same of a system without memory and of a film that asks for more than it ever grants."""
+    try:
+        np.empty(PROBE_BYTES, np.uint8)
+    except MemoryError:
+        return error
+    return ImageError(Reason.CORRUPT, f"damaged {where}: it asks for more memory than any film needs")
 
 
 def _words(error: Exception) -> str:

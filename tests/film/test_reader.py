@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import io
 from fractions import Fraction
+from unittest import mock
 
 import av
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.completeness import Beginning, Tail, head_of, tail_of
 from tests.film.conversion import read
-from tests.support.films import film, frame
+from tests.support.films import film, frame, with_broken_index
 
 
 def refused(data: bytes, **limits: float) -> ImageError:
@@ -105,6 +106,14 @@ def test_limits_are_checked_on_the_header() -> None:
 def test_a_header_of_ten_hours_is_believed_before_a_frame_is_read() -> None:
     data = bytearray(film(frames=3, times=[0, 1, 900_000], options={"bf": "0"}))
     assert refused(bytes(data)).reason is Reason.TOO_LONG
+
+
+def test_an_index_that_asks_for_gigabytes_is_damaged_unless_memory_is_short() -> None:
+    data = with_broken_index(film(frames=30, options={"bf": "0"}), b"stts", 4, 0xFFFFFFFF)
+    error = refused(data)
+    assert (error.reason, error.maybe_incomplete) == (Reason.CORRUPT, False)
+    with mock.patch("rmbgd.film.reader.PROBE_BYTES", 1 << 62), pytest.raises(MemoryError):
+        read(data)
 
 
 @pytest.mark.parametrize(

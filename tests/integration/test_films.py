@@ -11,7 +11,8 @@ from pathlib import Path
 import av
 import pytest
 
-from tests.support.films import film, pictures
+from rmbgd.errors import Reason
+from tests.support.films import film, pictures, with_broken_index, with_subtitles_and_fonts
 from tests.support.images import sample_image
 from tests.support.mounts import mounted, run
 from tests.support.service import ServiceUnderTest
@@ -150,6 +151,39 @@ def test_bad_films_are_refused_with_a_reason_and_the_rest_goes_on(tmp_path: Path
         assert reasons == {name: reason for name, (_, reason) in bad.items()}
         assert all((service.failed / f"{name}.error.json").exists() for name in bad)
         nothing_left(service, "whole.mov")
+
+
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+
+
+def test_broken_indexes_fonts_and_fragments(tmp_path: Path) -> None:
+    plain, index = film(frames=30), film(frames=30, options={"bf": "0"})
+    pieces = film(frames=30, options={"g": "10"}, container_options=FRAGMENTS)
+    files = {
+        "chunks-beyond-its-end.mp4": (with_broken_index(index, b"stco", 8, 0x7FFFFFFF), Reason.CORRUPT),
+        "chunks-in-its-head.mp4": (with_broken_index(index, b"stco", 8, 0), Reason.CORRUPT),
+        "frame-of-2-GB.mp4": (with_broken_index(index, b"stsz", 12, 0x7FFFFFFF), Reason.NO_FRAMES),
+        "four-billion-sizes.mp4": (with_broken_index(index, b"stsz", 8, 0xFFFFFFFF), Reason.TRUNCATED),
+        "four-billion-times.mp4": (with_broken_index(index, b"stts", 4, 0xFFFFFFFF), Reason.CORRUPT),
+        "no-index.mp4": (index.replace(b"moov", b"free"), Reason.TRUNCATED),
+        "half-of-its-pieces.mp4": (pieces[: len(pieces) * 6 // 10], Reason.TRUNCATED),
+        "sound-alone.mp4": (film(frames=0, sound="aac", more_sound=20), Reason.NO_FRAMES),
+        "fonts.mkv": (with_subtitles_and_fonts(film("matroska", frames=30)), None),
+        "pieces.mp4": (pieces, None),
+        "plain.mp4": (plain, None),
+    }
+    settings = {"intake": {"incomplete_timeout": 1.0}}
+    with ServiceUnderTest(tmp_path, folder=FILMS, settings=settings) as service:
+        service.drop_all({name: data for name, (data, _) in files.items()})
+        service.wait_for_endings(len(files))
+        reasons = {each["path"]: each["reason"] for each in service.named("image.failed")}
+        assert reasons == {name: reason for name, (_, reason) in files.items() if reason is not None}
+        done = {each["path"]: each for each in service.named("image.done")}
+        assert {name: each["frames"] for name, each in done.items()} == dict.fromkeys(
+            [name for name, (_, reason) in files.items() if reason is None], 30
+        )
+        assert done["fonts.mkv"]["notes"] == ["subtitles_left_out"]
+        assert service.named("film.lost") == []
 
 
 def test_an_equal_film_is_copied_and_other_settings_compute_it(tmp_path: Path) -> None:

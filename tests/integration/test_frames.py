@@ -130,6 +130,41 @@ def test_a_frame_that_is_no_image_leaves_the_others_in_order(tmp_path: Path) -> 
     assert [each["frame"] for each in service.named("image.failed")] == [3]
 
 
+def test_bad_frames_stop_nothing_and_each_has_its_answer(tmp_path: Path) -> None:
+    far = 2**31 + 5
+    good = {f"a/{number:04}.png": frame(number) for number in (0, 1, 2, 5, 6)}
+    apart = {"a/00005.png": frame(5, take=1), "a/poster.png": frame(9), "a/cover1a2b.png": frame(3)}
+    wide = {f"a/{number:04}.png": frame(number, width=96, height=20) for number in (7, 8)}
+    huge = {f"far/f{far}.png": frame(0), f"far/f{far + 1}.png": frame(1), f"far/f{'9' * 40}.png": frame(2)}
+    bad = {"a/0009.png": b"no image", "a/0010.png": frame(10)[:-60], "a/0011.png": b""}
+    after = {"a/0012.png": frame(12)}
+    settings = {"intake": {"incomplete_timeout": 1.0}}
+    with ServiceUnderTest(tmp_path, folder=STEADY, settings=settings) as service:
+        service.drop_all(good | apart | wide | huge | bad | after)
+        service.wait_for_endings(len(good | apart | wide | huge | bad | after))
+        for name in ("a", "far"):
+            service.drop(f"{name}/sequence.end", b"")
+        service.wait(lambda: len(service.named("sequence.done")) >= 2, "the ends")
+        done = {each["path"]: each for each in service.named("image.done")}
+        assert set(done) == set(good | apart | wide | huge | after)
+        reasons = {each["path"]: each["reason"] for each in service.named("image.failed")}
+        assert reasons == {"a/0009.png": "unidentified", "a/0010.png": "truncated", "a/0011.png": "empty"}
+        notes = {path: each["notes"] for path, each in done.items() if "notes" in each}
+        [doubled] = notes.keys() & {"a/0005.png", "a/00005.png"}
+        assert notes == {
+            doubled: ["doubled_number"],
+            "a/poster.png": ["no_number"],
+            f"far/f{'9' * 40}.png": ["no_number"],
+        }
+        order = [each["frame"] for each in service.named("image.done", sequence="a/") if "notes" not in each]
+        assert order == [0, 1, 2, 5, 6, 7, 8, 12]
+        assert [each["frame"] for each in service.named("image.done", sequence="far/f") if "notes" not in each] == [
+            far, far + 1
+        ]  # fmt: skip
+        gaps = [(each["first"], each["last"]) for each in service.named("sequence.gap", sequence="a/")]
+        assert gaps[0] == (3, 4)
+
+
 def kill_at_random(service: ServiceUnderTest, rng: random.Random, outcomes: int, kills: int) -> None:
     for _ in range(kills):
         wanted = min(outcomes, service.ended_count() + rng.randrange(1, max(2, outcomes // kills)))

@@ -77,6 +77,32 @@ def film(
         return file.read()
 
 
+def with_subtitles_and_fonts(data: bytes) -> bytes:
+    """The frames of a film in Matroska, with subtitles that draw, and attachments that renderers would open."""
+    heading = b"[Script Info]\r\n[V4+ Styles]\r\nFormat: Name, Fontname\r\nStyle: Default,Strange\r\n[Events]\r\n"
+    out = io.BytesIO()
+    with av.open(io.BytesIO(data)) as source, av.open(out, "w", format="matroska") as container:
+        video = container.add_stream_from_template(source.streams.video[0])
+        subtitles: Any = container.add_stream("ass")
+        subtitles.codec_context.subtitle_header = heading
+        container.add_attachment("strange.ttf", "font/ttf", b"\0\1\0\0" + b"\xff" * 5000)
+        container.add_attachment("cover.svg", "image/svg+xml", b"<svg onload='x'/>")
+        for packet in source.demux(video=0):
+            if packet.size:
+                packet.stream = video
+                container.mux(packet)
+        line = av.Packet(b"0,0,Default,,0,0,0,,{\\p1}m 0 0{\\p0}text")
+        line.stream, line.pts, line.dts, line.duration, line.time_base = subtitles, 0, 0, 40, Fraction(1, 1000)
+        container.mux(line)
+    return out.getvalue()
+
+
+def with_broken_index(data: bytes, box: bytes, offset: int, value: int) -> bytes:
+    """An MP4 whose box says something else, so many bytes behind its name."""
+    at = data.index(box) + len(box) + offset
+    return data[:at] + value.to_bytes(4, "big") + data[at + 4 :]
+
+
 def _frame_of(number: int, size: tuple[int, int], alpha: NDArray[np.uint8] | None) -> av.VideoFrame:
     image = frame(number, *size)
     planes = image if alpha is None else np.dstack((image, alpha))
