@@ -119,6 +119,10 @@ EVENTS: dict[str, EventKind] = {
         "info", "The name of a complete image was put on the queue, for any worker of the fleet.",
         {"job": "number in the ledger of the announcer", "folder": "name of the root", "path": "below it", "fingerprint": "of this version", "recipe": "name", "seconds": "since the file was first seen"},
     ),
+    "sequence.announced": EventKind(
+        "info", "A sequence of frames is over, and was put on the queue as a whole: one worker of the fleet gets all of it.",
+        {"folder": "name of the root", "sequence": "its name", "fingerprint": "of this version: how many frames, and which", "recipe": "name"},
+    ),
     "lease.dropped": EventKind(
         "info", "A message of the queue needed no work.",
         {"lease": "stream:sequence/delivery", "why": "answered (the root has its result), superseded (the file is another version now), gone, bad_message", "detail": "what exactly", "folder?": "name of the root", "path?": "below it", "fingerprint?": "as announced"},
@@ -157,14 +161,14 @@ EVENTS: dict[str, EventKind] = {
     ),
     "sequence.gap": EventKind(
         "warning", "Frames of a sequence are missing, and were passed over. What comes of them later is published unfiltered.",
-        {"folder": "name of the drop folder", "sequence": "its name", "first": "number that is missing", "last": "likewise", "frames": "so many", "why": "waited (for frame_wait), window (frame_window wait behind them), vanished (as it was to be claimed, or put back)"},
+        {"folder": "name of the drop folder", "sequence": "its name", "first": "number that is missing", "last": "likewise", "frames": "so many", "why": "waited (for frame_wait), window (frame_window wait behind them), vanished (as it was to be claimed, or put back), absent (of a leased sequence, which is there whole)"},
     ),
     "sequence.done": EventKind(
         "info", "A sequence is over. Frames that come later go on where it ended.",
         {
             "folder": "name of the drop folder", "sequence": "its name", "frames": "published in order since its sequence.started", "first?": "number of the first of them", "last?": "number of the last",
             "missing": "frames that were passed over", "apart": "frames that came late, or twice", "seconds": "since sequence.started", "rate?": "frames a second",
-            "why": "marker, quiet, command", "flicker?": "of steady frames: still_change, warped_error, lag",
+            "why": "marker, quiet, command, complete (of a leased sequence: each frame has its answer)", "flicker?": "of steady frames: still_change, warped_error, lag",
         },
     ),
     "sequence.state_lost": EventKind("warning", "The state of temporal filters cannot be written: with the next start they begin from nothing. Reported once.", {"path": "of its folder", "detail": "what exactly"}),

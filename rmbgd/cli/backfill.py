@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rmbgd.cli.fleet import need_library
 from rmbgd.cli.main import add_config
 from rmbgd.config.extras import is_installed
-from rmbgd.errors import Exit, missing_extra
+from rmbgd.errors import Exit, RmbgdError, missing_extra
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
@@ -131,11 +131,15 @@ def _on_ray(options: argparse.Namespace, tell: Callable[[Any], None]) -> Any:
         raise missing_extra("ray", "ray", "--ray")
     from rmbgd.fleet.backfill import Completeness, listed
     from rmbgd.fleet.worker import fleet_config, open_roots, root_of
-    from rmbgd.service.ray_backfill import backfill
 
     config = fleet_config(options.config)
     roots, part = open_roots(config), options.part or ""
     source, target = root_of(roots, options.root), root_of(roots, options.out or options.root)
+    if target.folder.kind != "images":
+        text = f"root '{target.folder.name}' has kind = \"{target.folder.kind}\", and actors take images alone"
+        raise RmbgdError(f"{text}; leave out --ray, and workers do it")
+    from rmbgd.service.ray_backfill import backfill
+
     given, inventory = options.manifest, _inventory(options.manifest)
     manifest = given if given and not inventory else _place(config.service.state_directory, options.root, part)
     with (

@@ -138,9 +138,6 @@ class Config(Settings):
             yield [("engine", "device"), ("health", "require_gpu")], text
 
     def _of_films(self, place: Location, name: str, recipe: Recipe) -> Iterator[tuple[Sequence[Location], str]]:
-        if self.source.kind == "jetstream":
-            text = '"films" is for folders of this machine, [source] kind = "folders"'
-            yield [(*place, "kind"), ("source", "kind")], text
         if used := recipe.of_images_alone:
             text = f"'{name}' sets {used[0]}, which films cannot have; name another recipe for them"
             yield [(*place, "recipe"), ("recipe", name, used[0])], text
@@ -148,9 +145,6 @@ class Config(Settings):
     def _of_frames(
         self, place: Location, name: str, recipe: Recipe, *, steady: bool
     ) -> Iterator[tuple[Sequence[Location], str]]:
-        if self.source.kind == "jetstream":
-            text = '"frames" is for folders of this machine, [source] kind = "folders": a queue keeps no order'
-            yield [(*place, "kind"), ("source", "kind")], text
         if recipe.review_below or any(look.preset for look in recipe.looks):
             text = f"'{name}' sends images to people, and frames of a film cannot wait for them; name another recipe"
             yield [(*place, "recipe")], text

@@ -1,21 +1,26 @@
 """Announces complete images on the queue: takes the place of the pipeline in a service that does not compute.
 
 The intake, with all its checks, hands over what is complete; its name is published, and the ledger remembers that. A
-queue that is full, or a broker that is away, makes the intake wait; the files wait in their folders.
+queue that is full, or a broker that is away, makes the intake wait; the files wait in their folders. Frames are taken
+one by one, and their sequence is announced when the intake says that it is over.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
 from rmbgd.clock import backoff
 from rmbgd.engine.types import EngineDescription
+from rmbgd.errors import StorageFault
 from rmbgd.fleet.broker import Broker
-from rmbgd.fleet.message import Announcement, queue_for
+from rmbgd.fleet.message import HOT, Announcement, queue_for
 from rmbgd.fleet.pulls import BrokerFault, NotConnected
+from rmbgd.fleet.root import Root
+from rmbgd.fleet.sequence_root import SequenceRoot, sequence_key
 from rmbgd.fleet.share import fingerprint_of
+from rmbgd.fs import storage_faults
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import Arrival, Postponed, Rejection
 from rmbgd.pipeline.pipeline import PipelineContext
@@ -28,13 +33,16 @@ from rmbgd.store.records import Job, Leased
 BATCH = 64  # names that are published before their answers are waited for
 RETRY_FIRST = 0.25  # s
 FAILURES_TOLD = 5  # in a row, without an answer
+LOOK_EVERY = 0.5  # s between two looks whether a sequence is over
 
 
 class Announcer:
     """Ends and threads as a Pipeline has them; its owner closes the last sender of jobs, and both threads end."""
 
-    def __init__(self, context: PipelineContext, broker: Broker) -> None:
+    def __init__(self, context: PipelineContext, broker: Broker, roots: Mapping[str, Root]) -> None:
+        assert context.sequences.announced is not None
         config, clock = context.engine.config, context.engine.clock
+        self._roots, self._sequences = roots, context.sequences.announced
         self._context, self._broker, self._ledger, self._source = context, broker, context.ledger, context.source
         self._recipes: Mapping[str, str] = {folder.name: folder.recipe for folder in config.folder}
         self._retry_wait, self._stopping = config.source.retry_wait, context.engine.stopping
@@ -52,6 +60,9 @@ class Announcer:
         heartbeat = self._context.new_heartbeat("finish-0")
         self._context.start_thread("finish-0", partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat))
         self._arrivals[1].close()
+        if any(folder.kind == "frames" for folder in self._context.engine.config.folder):
+            heartbeat = self._context.new_heartbeat("sequences")
+            self._context.start_thread("sequences", partial(self._announce_sequences, heartbeat))
         self._broker.start()
         self._context.on_ready(EngineDescription("none", {}, ()))  # no device is needed
 
@@ -77,7 +88,8 @@ class Announcer:
             try:
                 while True:
                     taken = jobs.receive_chosen(lambda waiting, _now: tuple(range(min(len(waiting), BATCH))))
-                    self._publish(taken, heartbeat)
+                    self._publish([job for job in taken if _sequence_of(job) is None], heartbeat)
+                    self._take_frames([job for job in taken if _sequence_of(job) is not None], heartbeat)
             except NoSenders:
                 return
 
@@ -118,20 +130,79 @@ class Announcer:
     def _announcement(self, job: Job) -> Announcement:
         return Announcement(job.folder, job.relative_path, fingerprint_of(job.version), self._recipes[job.folder])
 
-    def _announced(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
-        if not jobs:
-            return
-        try:
-            self._storage_retry.retry_until_writable(
-                lambda: self._ledger.announced([job.job_id for job in jobs]), jobs[0].folder, heartbeat
+    def _take_frames(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
+        """Their sequences are open."""
+
+        def note() -> None:
+            for folder, sequence in {(job.folder, _sequence_of(job) or "") for job in jobs}:
+                with storage_faults(str(self._context.engine.config.service.state_directory)):
+                    self._sequences.add(folder, sequence)
+
+        if self._remember(jobs, heartbeat, note):
+            for job in jobs:
+                self._source.ended(job)
+
+    def _announce_sequences(self, heartbeat: Heartbeat) -> None:
+        """Those that are over, until the service stops."""
+        failures, said = 0, ""
+        while not self._stopping.is_set():
+            fault: Exception | None = None
+            for folder, sequence in self._sequences.over():
+                if self._stopping.is_set() or (isinstance(fault, BrokerFault) and fault.kind == "unreachable"):
+                    break
+                heartbeat.working()
+                try:
+                    self._announce_sequence(folder, sequence, heartbeat)
+                except (BrokerFault, OSError, StorageFault) as error:
+                    fault = error
+            failures = 0 if fault is None else failures + 1
+            tells_itself = isinstance(fault, BrokerFault) and (
+                isinstance(fault, NotConnected) or (fault.kind == "unreachable" and failures < FAILURES_TOLD)
             )
-        except Released as released:  # announced once more by the next run
+            detail = "" if fault is None or tells_itself else str(fault)
+            if detail and detail != said:
+                self._emit("source.unusable", detail=f"sequences cannot be announced: {detail}")
+            said = detail
+            heartbeat.waiting()
+            self._stopping.wait(backoff(failures, RETRY_FIRST, self._retry_wait) if failures else LOOK_EVERY)
+
+    def _announce_sequence(self, folder: str, sequence: str, heartbeat: Heartbeat) -> None:
+        if (root := self._roots.get(folder)) is not None and isinstance(root, SequenceRoot):
+            fingerprint = root.fingerprint(key := sequence_key(sequence))
+            if fingerprint is not None:
+                announced = Announcement(folder, key, fingerprint, self._recipes[folder])
+                heartbeat.waiting()
+                [fault] = self._broker.publish([(announced.subject(HOT), announced.encode(), announced.identity)])
+                heartbeat.working()
+                if fault is not None:
+                    raise fault
+                told = {"fingerprint": fingerprint, "recipe": announced.recipe}
+                self._emit("sequence.announced", folder=folder, sequence=sequence, **told)
+        self._sequences.announced(folder, sequence)
+
+    def _remember(self, jobs: Sequence[Job], heartbeat: Heartbeat, first: Callable[[], None] = lambda: None) -> bool:
+        """That these are announced. False where the service stops before it can: the next run announces them again."""
+        if not jobs:
+            return False
+
+        def write() -> None:
+            first()
+            self._ledger.announced([job.job_id for job in jobs])
+
+        try:
+            self._storage_retry.retry_until_writable(write, jobs[0].folder, heartbeat)
+        except Released as released:
             for job in jobs:
                 self._source.give_back(job, "stopping", f"held back by the disk: {released}")
+            return False
+        return True
+
+    def _announced(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
+        if not self._remember(jobs, heartbeat):
             return
         now = self._clock.monotonic()
         for job in jobs:
-            keys = {key: value for key, value in job_keys(job).items() if key != "attempt"}
+            keys = {key: value for key, value in job_keys(job).items() if key not in ("attempt", "sequence")}
             seconds, announced = round(now - job.first_seen, 3), self._announcement(job)
             told = {"fingerprint": announced.fingerprint, "recipe": announced.recipe, "seconds": seconds}
             self._emit("image.announced", **keys, **told)
@@ -178,3 +249,8 @@ class Announcer:
 
     def close(self) -> None:
         self._broker.close()
+
+
+def _sequence_of(job: Job) -> str | None:
+    """None for what is announced by itself: an image, a film, a still among frames."""
+    return None if job.turn is None or job.turn.number is None else job.turn.sequence

@@ -349,16 +349,43 @@ class Broker:
     # ------------------------------------------------------------------------------------------------ keys
 
     async def get(self, bucket: str, key: str) -> bytes | None:
-        """The loop's, like `put` and `delete`. Raises BrokerFault."""
-        with self._faults():
-            try:
-                return (await (await self._bucket(bucket)).get(key)).value
-            except (nats.js.errors.KeyNotFoundError, nats.js.errors.KeyDeletedError):
-                return None
+        """The loop's, like all of these. Raises BrokerFault."""
+        found = await self.read(bucket, key)
+        return None if found is None else found[0]
 
     async def put(self, bucket: str, key: str, value: bytes) -> None:
         with self._faults():
             await (await self._bucket(bucket)).put(key, value)
+
+    async def put_first(self, bucket: str, key: str, value: bytes) -> int | None:
+        """Its revision; None where the key has a value."""
+        with self._faults():
+            try:
+                return await (await self._bucket(bucket)).create(key, value)
+            except (nats.js.errors.KeyWrongLastSequenceError, nats.js.errors.KeyNotFoundError):
+                return None
+
+    async def replace(self, bucket: str, key: str, value: bytes, revision: int) -> int | None:
+        """The new revision; None where it has another one than that by now."""
+        with self._faults():
+            try:
+                return await (await self._bucket(bucket)).update(key, value, last=revision)
+            except nats.js.errors.KeyWrongLastSequenceError:
+                return None
+
+    async def read(self, bucket: str, key: str) -> tuple[bytes, int] | None:
+        """A value, and its revision."""
+        with self._faults():
+            try:
+                entry = await (await self._bucket(bucket)).get(key)
+            except (nats.js.errors.KeyNotFoundError, nats.js.errors.KeyDeletedError):
+                return None
+            return entry.value or b"", int(entry.revision or 0)
+
+    async def delete_revision(self, bucket: str, key: str, revision: int) -> None:
+        """Unless it has another one by now."""
+        with self._faults(), suppress(nats.js.errors.KeyWrongLastSequenceError):
+            await (await self._bucket(bucket)).delete(key, last=revision)
 
     async def delete(self, bucket: str, key: str) -> None:
         with self._faults():

@@ -8,15 +8,36 @@ import nats.errors
 from nats.aio.client import Client
 from nats.js.api import ConsumerConfig, DeliverPolicy
 
+from rmbgd.events import Emit
 from rmbgd.fleet import message
 from rmbgd.fleet.attempts import AttemptLedger
 from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import BadMessage
-from rmbgd.fleet.pulls import BrokerFault
+from rmbgd.fleet.pulls import BrokerFault, Delivery, NotConnected
 from rmbgd.fleet.root import Root
 
 BATCH = 256
 WAIT = 1.0  # s for more letters, before there are none
+
+
+class DeadLetters:
+    """A worker gives up an image. One thread's."""
+
+    def __init__(self, broker: Broker, emit: Emit) -> None:
+        self._broker, self._emit = broker, emit
+        self._unstored = ""  # why the last one could not be
+
+    def bury(self, delivery: Delivery, root: str) -> bool:
+        """For `rmbgd fleet retry-dead`; its refusal is in the root already. Was it stored?"""
+        subject = f"{message.DEAD_SUBJECT}.{message.token(root)}"
+        try:
+            [fault] = self._broker.publish([(subject, delivery.data, "")])
+        except BrokerFault as error:
+            fault = error
+        if fault is not None and not isinstance(fault, NotConnected) and self._unstored != fault.detail:
+            self._unstored = fault.detail
+            self._emit("source.unusable", folder=root, detail=f"a dead letter cannot be stored: {fault.detail}")
+        return fault is None
 
 
 def retry_dead(broker: Broker, roots: Sequence[Root]) -> tuple[int, int]:

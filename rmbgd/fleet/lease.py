@@ -14,15 +14,21 @@ LEASED = "leased"
 ORDER = (LEASED, *STAGES, "ended")
 ATTEMPTS_ALONE = 2
 """Times that an image may end its process while it runs alone, before it is a dead letter."""
+ATTEMPTS_OF_UNITS = 5
+"""Times that a film or a sequence may be in work when its process ends: it takes too long to let nothing run beside."""
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseProgress:
-    """Of one lease, in seconds of a monotonic clock. `stage`: the last that its image went on to, at `moved_at`."""
+    """Of one lease, in seconds of a monotonic clock. `stage`: the last that its image went on to, at `moved_at`.
+
+    is_unit  it is a film or a sequence, whose frames move
+    """
 
     leased_at: float
     stage: str
     moved_at: float
+    is_unit: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,8 @@ def may_extend(lease: LeaseProgress, entered: Mapping[str, float], now: float, t
 
     entered  when an image last went on to each stage. What enters a later stage leaves room behind it.
     """
+    if lease.is_unit:  # it may take hours, and to read or to store a film takes minutes
+        return now - lease.moved_at <= times.maximum
     if now - lease.leased_at > times.maximum:
         return False
     later = ORDER[ORDER.index(lease.stage) + 1 :]

@@ -43,10 +43,21 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceFrame:
+    """One frame of a sequence: its path below the root, and which version stands there. number: None of a still."""
+
+    path: str
+    number: int | None
+    version: FileVersion
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class RootInput:
     """What stands where an announced image should be. `detail` says why it is refused, with `reason`.
 
-    path  that the decoder reads
+    path    that the decoder reads
+    frames  of a sequence, in the order of their numbers
     """
 
     state: State
@@ -54,6 +65,7 @@ class RootInput:
     version: FileVersion | None = None
     detail: str = ""
     reason: Reason = Reason.NOT_REGULAR
+    frames: Sequence[SequenceFrame] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,8 +165,10 @@ def fingerprint_of_job(job: Job) -> str:
     return job.leased.fingerprint
 
 
-def first_name(recipe: Recipe, key: str) -> FileName:
+def first_name(recipe: Recipe, key: str, *, is_film: bool = False) -> FileName:
     """Of the first file of an input's set, which is known before anything is computed."""
+    if is_film:
+        return FileName.of_output(key, names.FILM_EXTENSIONS[recipe.film])
     first = next(planned(recipe, 1))
     extension = names.EXTENSIONS[first.look.format]
     if first.template is None:
@@ -199,6 +213,14 @@ def done_again(story: Mapping[str, object]) -> dict[str, object]:
     told |= {"output": story.get("output"), "bytes_out": story.get("bytes"), "sha256_out": story.get("sha256")}
     outputs = story.get("outputs")
     return told | ({"outputs": outputs} if isinstance(outputs, list) and len(outputs) > 1 else {})
+
+
+def told_again(answer: RootAnswer, keys: Mapping[str, object]) -> tuple[str, dict[str, object]]:
+    """The event of an answer that stands, and what it says with these keys: a worker that died may not have."""
+    if answer.kind == "done":
+        return "image.done", done_again(answer.story) | {"milliseconds": {}} | dict(keys) | {"recovered": True}
+    told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
+    return "image.failed", {"milliseconds": {}} | dict(keys) | told | {"recovered": True}
 
 
 def files_of(story: Mapping[str, object]) -> list[tuple[str, int, str]]:

@@ -44,7 +44,7 @@ from rmbgd.publish.sidecar import JSON_BYTES
 from rmbgd.publish.temporary import PATH_MAXIMUM, Temporary, is_beneath, make_folders
 from rmbgd.store.records import Job, Published, Target
 
-_NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
+NO_FILE = {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}  # of a path at which none can be
 TRIES = 8  # when other machines publish the same image at the same time
 TEMPORARY_AGE = 6 * 3600.0  # s after which a temporary is nobody's: longer than any lease
 
@@ -113,9 +113,9 @@ class SharedRoot:
         try:
             status = os.lstat(path)
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in NO_FILE:
                 raise
-            self._require_images()
+            self.require_images()
             return RootInput("gone")
         if not is_beneath(root, os.path.dirname(key)):
             why = "a folder on its way is a symbolic link, which may lead out of the root"
@@ -134,13 +134,13 @@ class SharedRoot:
         try:
             status = os.lstat(os.path.join(self.folder.input, key))
         except OSError as error:
-            if error.errno not in _NO_FILE:
+            if error.errno not in NO_FILE:
                 raise
-            self._require_images()
+            self.require_images()
             return None
         return fingerprint_of(status) if stat.S_ISREG(status.st_mode) else None
 
-    def _require_images(self) -> None:
+    def require_images(self) -> None:
         """Raises FileNotFoundError where not one image is gone, but the root is: what was mounted there is not."""
         root = str(self.folder.input)
         if not is_there(root, require_mount=self.folder.require_mount):
@@ -158,11 +158,16 @@ class SharedRoot:
     def answer(self, key: str, fingerprint: str, *, refusals: bool = True) -> RootAnswer | None:  # noqa: ARG002
         # A worker that died may have left what an older version had: publishing again removes it.
         records = list(self._records(key))
-        refusal = self._story(self._reason_path(key), key)
         whole = [story for root, _, story in records if self._is_whole(root, story, fingerprint)]
         if whole:
-            return RootAnswer("done", whole[0]) if len(records) == 1 and refusal is None else None
-        return RootAnswer("failed", refusal) if refusal is not None and self._is_of(refusal, fingerprint) else None
+            is_alone = len(records) == 1 and self._story(self._reason_path(key), key) is None
+            return RootAnswer("done", whole[0]) if is_alone else None
+        return self.refusal(key, fingerprint)
+
+    def refusal(self, key: str, fingerprint: str) -> RootAnswer | None:
+        """What this version got where it was refused."""
+        story = self._story(self._reason_path(key), key)
+        return RootAnswer("failed", story) if story is not None and self._is_of(story, fingerprint) else None
 
     def trouble(self) -> str:
         if not is_there(str(self.folder.input), require_mount=self.folder.require_mount):
@@ -192,6 +197,10 @@ class SharedRoot:
 
     def inputs(self, unread: list[str] | None = None) -> Iterator[Entry]:
         """In the order of the file system."""
+        return (entry for entry, _ in self.files(unread))
+
+    def files(self, unread: list[str] | None = None) -> Iterator[tuple[Entry, os.stat_result]]:
+        """Inputs with what the file system says of them."""
         folder, now = self.folder, time.time()
         for path, status in scan(str(folder.input), "", Ignored(folder.ignore), recursive=folder.recursive):
             if isinstance(status, OSError):
@@ -200,7 +209,7 @@ class SharedRoot:
             elif stat.S_ISREG(status.st_mode):
                 age = now - status.st_ctime  # mtime may be the sender's, and ahead of now
                 unchanged = max(age, now - status.st_mtime)
-                yield Entry(path, fingerprint_of(status), age, unchanged)
+                yield Entry(path, fingerprint_of(status), age, unchanged), status
 
     def remove_leftovers(self) -> int:
         """Temporaries of workers that died, in the outputs."""
@@ -312,10 +321,15 @@ class SharedRoot:
     # ------------------------------------------------------------------------------------------------ refusals
 
     def refuse(self, job: Job, story: Mapping[str, object]) -> None:
+        with storage_faults(str(self.folder.failed)):
+            self._check_unchanged(job)  # a newer version may have its result
+        self.write_refusal(job, story)
+
+    def write_refusal(self, job: Job, story: Mapping[str, object]) -> None:
+        """Without a look at the input. Raises StorageFault."""
         root = str(self.folder.failed)
         below, name = os.path.split(os.path.relpath(self._reason_path(job.relative_path), root))
         with storage_faults(root):
-            self._check_unchanged(job)  # a newer version may have its result
             below = make_folders(root, below, self._fs)
             path = os.path.join(root, below, name)
             record = dict(story) | {"fingerprint": fingerprint_of_job(job), "recipe": self.folder.recipe}
@@ -346,7 +360,7 @@ class SharedRoot:
 
     def _record_names(self, key: str) -> tuple[str, str]:
         """Where the record of an input may be, below a root."""
-        name = first_name(self.recipe, key)
+        name = first_name(self.recipe, key, is_film=self.folder.kind == "films")
         return names.sidecar_name(name.plain), names.sidecar_name(name.later)
 
     def _is_mine(self, story: Mapping[str, object], key: str) -> bool:
@@ -405,7 +419,7 @@ def _read_record(path: str) -> dict[str, object]:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno not in _NO_FILE | {errno.ENXIO}:
+        if error.errno not in NO_FILE | {errno.ENXIO}:
             raise
         return {}
     with os.fdopen(descriptor, "rb") as file:

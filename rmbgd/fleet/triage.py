@@ -16,7 +16,8 @@ from rmbgd.fleet.attempts import AttemptLedger, Attempts
 from rmbgd.fleet.lease import runs_alone
 from rmbgd.fleet.message import Announcement, BadMessage
 from rmbgd.fleet.pulls import ACK, TERMINATE, BrokerFault, Delivery, put_back
-from rmbgd.fleet.root import Root, RootAnswer, RootInput, done_again
+from rmbgd.fleet.root import Root, RootAnswer, RootInput, told_again
+from rmbgd.fleet.sequence_root import SequenceRoot, is_of_sequence
 
 UNREADABLE_AFTER = 3600.0  # s that an image cannot be read, while its root can, before it is rejected
 DELAY_MAXIMUM = 600.0  # s before a name with another recipe is looked at again
@@ -71,7 +72,11 @@ class Triage:
             if announced.recipe != root.folder.recipe:
                 return self._other_recipe(delivery, announced, attempts, root)
             self._fitting.add(announced.root)
-            if (answer := root.answer(key, fingerprint, refusals=delivery.deliveries > 1)) is not None:
+            if isinstance(root, SequenceRoot) and is_of_sequence(fingerprint):  # frames have answers, one by one
+                answer = root.refusal(key, fingerprint)
+            else:
+                answer = root.answer(key, fingerprint, refusals=delivery.deliveries > 1)
+            if answer is not None:
                 return self._answered(delivery, announced, answer)
             found = root.source(key, fingerprint)
         except BrokerFault:
@@ -90,6 +95,8 @@ class Triage:
             return Todo(delivery, announced, attempts, found)
         if delivery.deliveries == 1:  # perhaps this machine does not see it yet
             return self._give_back(delivery, announced, attempts, UNSEEN_WAIT)
+        if found.frames:  # of a sequence that is written on: announced again, or what is there then is done
+            return self._give_back(delivery, announced, attempts, self._retry_wait)
         self.tell(delivery, announced, why=found.state, detail="another version has its own announcement")
         return Settled(delivery, ACK)
 
@@ -127,12 +134,8 @@ class Triage:
         if delivery.deliveries == 1:
             self.tell(delivery, announced, why="answered", detail=answer.kind)
             return Settled(delivery, ACK)
-        keys = _keys(delivery, announced)
-        if answer.kind == "done":
-            self._emit("image.done", **(done_again(answer.story) | keys), recovered=True)
-        else:
-            told = {key: answer.story.get(key, "") for key in ("reason", "detail", "stage")}
-            self._emit("image.failed", **keys, **told, recovered=True)
+        event, keys = told_again(answer, _keys(delivery, announced))
+        self._emit(event, **keys)
         self._ledger.forget(announced.identity)
         given_up = answer.kind == "failed" and answer.story.get("reason") == Reason.CRASH_LOOP
         return Settled(delivery, ACK, dead=announced.root if given_up else "")

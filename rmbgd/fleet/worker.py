@@ -17,11 +17,13 @@ from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.publisher import RootPublisher
 from rmbgd.fleet.pulls import BrokerFault
 from rmbgd.fleet.root import Root
+from rmbgd.fleet.sequence_root import SequenceRoot
 from rmbgd.fleet.share import SharedRoot
 from rmbgd.fleet.source import LeaseSource
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.pipeline import PipelineContext
 from rmbgd.publish.quarantine import Quarantine
+from rmbgd.sequence.sequences import Sequences
 from rmbgd.wording import did_you_mean
 
 
@@ -61,6 +63,7 @@ def open_worker(
     heartbeat: Heartbeat,
     describe: Callable[[], Mapping[str, object]],
     on_compared: Callable[[], None],
+    sequences: Sequences,
 ) -> Worker:
     """It connects by itself. `describe`: device and state, for the fleet's status. Raises ConfigError."""
     events = ConnectionEvents(config.source.servers, emit, clock)
@@ -81,6 +84,7 @@ def open_worker(
         heartbeat=heartbeat,
         describe=describe,
         on_compared=on_compared,
+        sequences=sequences,
     )
 
     return Worker(source, RootPublisher(roots, quarantine, emit))
@@ -95,15 +99,18 @@ def open_announcer(context: PipelineContext, quarantine: Quarantine) -> Announce
         events(fault, broker.version)
 
     broker = Broker(config.source, f"rmbgd announce {socket.gethostname()}", changed)
-    publisher = RootPublisher(open_roots(config), quarantine, emit)
-    return Announcer(replace(context, publisher=publisher), broker)
+    publisher = RootPublisher(roots := open_roots(config), quarantine, emit)
+    return Announcer(replace(context, publisher=publisher), broker, roots)
 
 
 def open_roots(config: Config) -> dict[str, Root]:
     """By name, of folders and buckets."""
     spools = [config.spool_of(bucket) for bucket in config.bucket]
     folders = [folder for folder in config.folder if folder not in spools]
-    roots: dict[str, Root] = {folder.name: SharedRoot(folder, config.recipe_of(folder)) for folder in folders}
+    roots: dict[str, Root] = {}
+    for folder in folders:
+        root = SharedRoot(folder, config.recipe_of(folder))
+        roots[folder.name] = SequenceRoot(root) if folder.kind == "frames" else root
     if config.bucket:
         from rmbgd.fleet.bucket import BucketRoot  # its library is an extra, and nobody else needs it
         from rmbgd.fleet.objects import ObjectStore

@@ -82,7 +82,7 @@ def read_workers(broker: Broker) -> list[dict[str, Any]]:
     for value in KeyValues(broker, WORKERS).all().values():
         with suppress(ValueError):
             report = json.loads(value)
-            if isinstance(report, dict):
+            if isinstance(report, dict) and "host" in report:  # else it is a lock (unit_locks.py)
                 found.append(report)
     return sorted(found, key=lambda report: (str(report.get("host")), str(report.get("pid"))))
 

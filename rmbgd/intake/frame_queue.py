@@ -16,13 +16,11 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Folder
 from rmbgd.events import Emit
 from rmbgd.intake.readiness import ArrivingFile
-from rmbgd.sequence.filters import Filters
 from rmbgd.sequence.numbering import FrameNumber, frame_number
-from rmbgd.sequence.order import Gap, Next, OrderRules, SequenceOrder
-from rmbgd.sequence.turns import Turns
+from rmbgd.sequence.order import LATE, NO_NUMBER, Gap, Next, OrderRules, SequenceOrder
+from rmbgd.sequence.sequences import Sequences
 from rmbgd.store.records import FrameTurn
 
-NO_NUMBER, LATE = "no_number", "late_frame"
 MARKERS_KEPT = 1000  # that may not be removed
 LOOK_EVERY = 1.0  # s between two looks whether a sequence is over
 
@@ -52,8 +50,8 @@ class _Sequence:
 class FrameQueue:
     """Knows files by their paths; what else is known of them, the backlog has."""
 
-    def __init__(self, folder: Folder, filters: Filters, turns: Turns, clock: Clock, emit: Emit) -> None:
-        self._name, self._filters, self._turns, self._clock, self._emit = folder.name, filters, turns, clock, emit
+    def __init__(self, folder: Folder, sequences: Sequences, clock: Clock, emit: Emit) -> None:
+        self._name, self._shared, self._clock, self._emit = folder.name, sequences, clock, sequences.emit(emit)
         self._rules = OrderRules(folder.frame_wait, folder.frame_window, folder.sequence_quiet)
         self._sequences: dict[str, _Sequence] = {}
         self._stills: deque[str] = deque()
@@ -169,7 +167,7 @@ class FrameQueue:
         place = frame_number(path)
         if place is not None:
             order = self._of(place.sequence).order
-            if self._filters.is_before(self._name, place.sequence, place.number):
+            if self._shared.filters.is_before(self._name, place.sequence, place.number):
                 self._chosen[path] = Next(path, place.number, LATE)
             else:
                 order.wanted = max(order.wanted or 0, place.number + 1)
@@ -276,19 +274,14 @@ class FrameQueue:
 
     def _close(self, name: str, sequence: _Sequence, why: str) -> None:
         seconds = round(max(0.0, (sequence.moved or sequence.began) - sequence.began), 3)
-        said = self._filters.close(self._name, name)
-        self._turns.forget(self._name, name)
-        if not sequence.sent and not sequence.apart:
-            return  # nothing of it came through in this run
-        rate = round(int(str(said["frames"])) / seconds, 2) if seconds else None
-        keys = {"missing": sequence.order.missing, "apart": sequence.apart, "seconds": seconds, "why": why}
-        self._emit(
-            "sequence.done", folder=self._name, sequence=name, **said, **keys, **({"rate": rate} if rate else {})
-        )
+        keys = {"missing": sequence.order.missing, "apart": sequence.apart}
+        said = self._shared.close(self._name, name, seconds=seconds, why=why, **keys)
+        if sequence.sent or sequence.apart:  # else nothing of it came through in this run
+            self._emit("sequence.done", **said)
 
     def _of(self, name: str) -> _Sequence:
         if (sequence := self._sequences.get(name)) is None:
-            found = self._filters.resume(self._name, name)
+            found = self._shared.resume(self._name, name)
             wanted = None if found.last is None else found.last + 1
             is_over = found.ended or found.age > self._rules.quiet  # the service was stopped before its time was over
             order: SequenceOrder[str] = SequenceOrder(self._rules, wanted)

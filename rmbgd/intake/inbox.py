@@ -84,7 +84,7 @@ class Inbox:
             self._ended_total += 1
         self.wake()
 
-    def moved(self, job: Job, stage: str) -> None:
+    def moved(self, job: int, stage: str) -> None:
         """A claimed file is ours however long it takes."""
 
     def ended(self, job: Job) -> None:

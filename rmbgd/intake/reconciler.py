@@ -93,7 +93,7 @@ class Reconciler(Inbox):
         super().__init__()
         sequences = sequences or Sequences()
         self._frames = {
-            folder.name: FrameQueue(folder, sequences.filters, sequences.turns, clock, emit)
+            folder.name: FrameQueue(folder, sequences, clock, emit)
             for folder in config.folder
             if folder.kind == "frames"
         }

@@ -77,7 +77,7 @@ class Finisher:
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
-        self.intake.moved(arrival.job, "finish")
+        self.intake.moved(arrival.job.job_id, "finish")
         try:
             ended = self._end(arrival, heartbeat)
         finally:

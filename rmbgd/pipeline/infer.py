@@ -143,7 +143,7 @@ class DeviceThread:
     def _run(self, batch: Taken[Frame], worker: EngineWorker) -> list[Arrival]:
         began = self._clock.monotonic()
         for frame in batch.items:
-            self._source.moved(frame.job, "engine")
+            self._source.moved(frame.owner, "engine")
             frame.timing.add("queue", began - max(frame.ready_at, frame.history.put_back_at))
         self._supervisor.computing(sorted({frame.owner for frame in batch.items}))
         try:

@@ -169,8 +169,8 @@ STAGES = ("decode", "engine", "finish")
 class JobSource(Protocol):
     """Where jobs come from and go back to: the intake of the service, or the list of files of `rmbgd once`."""
 
-    def moved(self, job: Job, stage: str) -> None:
-        """It goes on to this stage, one of STAGES: the source keeps it alive."""
+    def moved(self, job: int, stage: str) -> None:
+        """The job with this number goes on to this stage, one of STAGES: the source keeps it alive."""
         ...
 
     def give_back(self, job: Job, why: str, detail: str) -> None: ...

@@ -166,7 +166,7 @@ class Pipeline:
                 decoder, _ = self._stages.result()
                 while True:
                     [job] = jobs.receive_chosen(decoder.first_live if only_live else decoder.first)
-                    self._context.source.moved(job, "decode")
+                    self._context.source.moved(job.job_id, "decode")
                     if ordered(job) is not None and self._context.engine.stopping.is_set():
                         arrivals.send(self._taken_back(job))  # as those before it may be: the order holds over a stop
                         continue
@@ -200,7 +200,7 @@ class Pipeline:
                 )
                 while True:
                     [job] = jobs.receive_chosen(stage.first)
-                    context.source.moved(job, "decode")
+                    context.source.moved(job.job_id, "decode")
                     arrivals.send(self._taken_back(job) if context.engine.stopping.is_set() else stage.run(job))
             except (CancelledError, NoSenders):
                 return

@@ -37,17 +37,24 @@ Plate = Bytes | Literal["median"] | None
 
 @dataclass(frozen=True, slots=True)
 class FilterRules:
-    """How the frames of a folder are filtered. steady: at all. plate: luma of the empty scene before a
-    fixed camera, uint8 [h, w]; "median" keeps one."""
+    """How the frames of a folder are filtered.
+
+    steady  at all
+    plate   luma of the empty scene before a fixed camera, uint8 [h, w]; "median" keeps one
+    states  directory of the states of its sequences; None keeps none
+    """
 
     steady: bool
     plate: Plate = None
+    states: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """Where a sequence ended. last: number of its last frame, None for a new one. ended: it was over. age: s since."""
+    """Where a sequence ended. first, last: numbers of the frames whose states are kept, None for a new one. ended: it
+    was over. age: s since."""
 
+    first: int | None = None
     last: int | None = None
     ended: bool = False
     age: float = 0.0
@@ -71,8 +78,8 @@ class Filters:
     """`resume`, `is_before` and `close` are the intake's, `close` when nothing of the sequence is in the pipeline; the
     others belong to the finish thread whose turn it is."""
 
-    def __init__(self, rules: Mapping[str, FilterRules], directory: Path | None, slots: int, emit: Emit) -> None:
-        self._rules, self._directory, self._slots, self._emit = rules, directory, slots, emit
+    def __init__(self, rules: Mapping[str, FilterRules], slots: int, emit: Emit) -> None:
+        self._rules, self._slots, self._emit = rules, slots, emit
         self._lock = threading.Lock()
         self._filters: OrderedDict[tuple[str, str], _Filter] = OrderedDict()  # last used last; guarded by _lock
         self._write_failed = False  # reported once
@@ -83,7 +90,9 @@ class Filters:
         if (file := self._file(folder, sequence)) is None:
             return Resumed()
         saved, _ = file.load()
-        return Resumed(saved[-1].number, saved[-1].ended, file.age()) if saved else Resumed()
+        if not saved:
+            return Resumed()
+        return Resumed(min(each.number for each in saved), saved[-1].number, saved[-1].ended, file.age())
 
     def is_before(self, folder: str, sequence: str, number: int) -> bool:
         """Does it come before every state that is kept? Then it cannot have been in work in its place."""
@@ -111,6 +120,11 @@ class Filters:
                 state.memory = found[-1] if found else None
                 self._save(state)
 
+    def leave(self, folder: str, sequence: str) -> None:
+        """Another machine goes on with it, from the file. Nothing of it is in the pipeline."""
+        with self._lock:
+            self._filters.pop((folder, sequence), None)
+
     def close(self, folder: str, sequence: str) -> dict[str, object]:
         """It is over: what is to be said of its frames in this run of the service."""
         if time.monotonic() > self._next_prune:
@@ -134,12 +148,12 @@ class Filters:
     def prune(self) -> None:
         """Forget sequences without a frame for KEPT_SECONDS."""
         self._next_prune = time.monotonic() + PRUNE_EVERY
-        with contextlib.suppress(OSError):
-            entries = [*os.scandir(self._directory)] if self._directory is not None else []
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    if entry.stat().st_mtime < time.time() - KEPT_SECONDS:
-                        os.unlink(entry.path)
+        for directory in {rules.states for rules in self._rules.values()} - {None}:
+            with contextlib.suppress(OSError):
+                for entry in [*os.scandir(directory)]:
+                    with contextlib.suppress(OSError):
+                        if entry.stat().st_mtime < time.time() - KEPT_SECONDS:
+                            os.unlink(entry.path)
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -173,10 +187,11 @@ class Filters:
             return state
 
     def _file(self, folder: str, sequence: str) -> StateFile | None:
-        if self._directory is None:
+        rules = self._rules.get(folder)
+        if rules is None or rules.states is None:
             return None
         name = hashlib.sha256(f"{folder}\0{sequence}".encode(errors="surrogateescape")).hexdigest()[:32]
-        return StateFile(self._directory / name, self._slots)
+        return StateFile(rules.states / name, self._slots)
 
     def _load(self, state: _Filter) -> None:
         """What only the file has."""
@@ -228,7 +243,7 @@ class Filters:
         except OSError as error:
             if not self._write_failed:
                 self._write_failed = True
-                self._emit("sequence.state_lost", path=str(self._directory), detail=error.strerror or str(error))
+                self._emit("sequence.state_lost", path=str(state.file.path.parent), detail=error.strerror or str(error))
         else:
             self._write_failed = False
 

@@ -15,6 +15,9 @@ from typing import Generic, TypeVar
 
 Frame = TypeVar("Frame", bound=Hashable)
 
+LATE, DOUBLED, NO_NUMBER = "late_frame", "doubled_number", "no_number"
+"""Why a frame goes for itself, unfiltered: a later one has gone; its number was there already; it has none."""
+
 GAPS_KEPT = 256  # ranges of numbers passed over; what comes late has one of them, what came twice has not
 
 
@@ -42,7 +45,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Next(Generic[Frame]):
-    """What goes next. `note`: why it goes out of order, "late_frame" or "doubled_number"; empty where it does not.
+    """What goes next. `note`: why it goes out of order, LATE or DOUBLED; empty where it does not.
 
     passes  frames before it are missing, or may be; gap: those that are known to be
     """
@@ -75,7 +78,7 @@ class SequenceOrder(Generic[Frame]):
     def add(self, number: int, frame: Frame) -> None:
         self.last_moved = None  # set by the next look
         if self.wanted is not None and number < self.wanted:
-            note = "late_frame" if any(number in gap for gap in self._gaps) else "doubled_number"
+            note = LATE if any(number in gap for gap in self._gaps) else DOUBLED
             self._apart.append(Next(frame, number, note))
         elif number in self._waiting:
             self._waiting[number].append(frame)
@@ -135,7 +138,7 @@ class SequenceOrder(Generic[Frame]):
             self._apart.popleft()
             return
         frames = self._waiting.pop(chosen.number)
-        self._apart.extend(Next(frame, chosen.number, "doubled_number") for frame in frames[1:])
+        self._apart.extend(Next(frame, chosen.number, DOUBLED) for frame in frames[1:])
         if chosen.gap is not None:
             self._gaps.append(chosen.gap)
             self.missing += chosen.gap.last - chosen.gap.first + 1

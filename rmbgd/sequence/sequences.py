@@ -9,13 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ConfigError
 from rmbgd.events import Emit
-from rmbgd.sequence.filters import FilterRules, Filters, Plate
+from rmbgd.sequence.filters import FilterRules, Filters, Plate, Resumed
+from rmbgd.sequence.open_sequences import OpenSequences
 from rmbgd.sequence.turns import Turns
 
 STATES = "sequences"  # folder in the state directory
+SHARED_STATES = ".rmbgd-sequences"  # folder in an output that several machines share
 PLATE_BYTES_MAXIMUM = 256 << 20
 
 
@@ -24,23 +27,60 @@ def _emit_nothing(event: str, /, **keys: object) -> None: ...
 
 @dataclass(frozen=True, slots=True)
 class Sequences:
-    """Without arguments: of a service that has no folder of frames."""
+    """Without arguments: of a service that has no folder of frames.
+
+    announced  of a service that announces sequences; what is to be said of their frames is said where they are computed
+    """
 
     turns: Turns = field(default_factory=Turns)
-    filters: Filters = field(default_factory=lambda: Filters({}, None, 1, _emit_nothing))
+    filters: Filters = field(default_factory=lambda: Filters({}, 1, _emit_nothing))
+    announced: OpenSequences | None = None
+
+    def resume(self, folder: str, sequence: str) -> Resumed:
+        """A frame of it comes, and it is not in work: where it goes on."""
+        if self.announced is not None:
+            self.announced.begun(folder, sequence)
+        return self.filters.resume(folder, sequence)
+
+    def emit(self, emit: Emit) -> Emit:
+        """Of what an intake has to say about frames."""
+        return emit if self.announced is None else _emit_nothing
+
+    def close(
+        self, folder: str, sequence: str, *, seconds: float, missing: int, apart: int, why: str
+    ) -> dict[str, object]:
+        """It is over, and nothing of it is in the pipeline: the keys of its sequence.done."""
+        if self.announced is not None:
+            self.announced.close(folder, sequence)
+        said = self.filters.close(folder, sequence)
+        self.turns.forget(folder, sequence)
+        rate = {"rate": round(int(str(said["frames"])) / seconds, 2)} if seconds else {}
+        keys = {"missing": missing, "apart": apart, "seconds": seconds, "why": why}
+        return {"folder": folder, "sequence": sequence, **said, **keys, **rate}
 
 
 def open_sequences(config: Config, emit: Emit, directory: Path | None) -> Sequences:
     """`directory` holds the states; None keeps none. Raises ConfigError for a plate that cannot be read."""
+    shared = config.source.kind == "jetstream"  # another worker may go on with a sequence
     rules: Mapping[str, FilterRules] = {
-        folder.name: FilterRules(folder.temporal == "steady", _plate(folder))
+        folder.name: FilterRules(
+            folder.temporal == "steady",
+            _plate(folder),
+            None if directory is None else folder.output / SHARED_STATES if shared else directory / STATES,
+        )
         for folder in config.folder
         if folder.kind == "frames"
     }
     slots = config.pipeline.finish_threads + 2  # one more thread may serve realtime folders
-    filters = Filters(rules, directory / STATES if directory is not None and rules else None, slots, emit)
+    filters = Filters(rules, slots, emit)
     filters.prune()
     return Sequences(Turns(), filters)
+
+
+def announced_sequences(config: Config, clock: Clock) -> Sequences:
+    """Of a service that announces them."""
+    folders = {folder.name: folder for folder in config.folder}
+    return Sequences(announced=OpenSequences(config.service.state_directory, folders, clock))
 
 
 def _plate(folder: Folder) -> Plate:

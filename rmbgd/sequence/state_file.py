@@ -38,13 +38,13 @@ class StateFile:
     """Of one sequence; one thread at a time. Raises OSError from every method but `load`."""
 
     def __init__(self, path: Path, slots: int) -> None:
-        self._path, self._slots = path, slots
+        self.path, self._slots = path, slots
         self._serial = 0  # of the slot written last
 
     def load(self) -> tuple[list[Saved], str]:
         """What is there, the newest last; and why nothing can be used, if there is a file. Bounded in memory."""
         try:
-            with open(self._path, "rb") as file:
+            with open(self.path, "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 data = file.read() if size <= BYTES_MAXIMUM else b""
         except FileNotFoundError:
@@ -61,7 +61,7 @@ class StateFile:
     def age(self) -> float:
         """Seconds since the last `save`, by the wall clock; 0 where there is none."""
         try:
-            return max(0.0, time.time() - self._path.stat().st_mtime)
+            return max(0.0, time.time() - self.path.stat().st_mtime)
         except OSError:
             return 0.0
 
@@ -70,20 +70,20 @@ class StateFile:
         self._serial += 1
         parts = _written(saved, self._serial)
         size = -(-sum(map(len, parts)) // PAGE) * PAGE
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        self.path.parent.mkdir(exist_ok=True)  # no more: what should hold it may not be mounted
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             if os.fstat(descriptor).st_size != size * self._slots:
                 os.ftruncate(descriptor, 0)
                 os.ftruncate(descriptor, size * self._slots)
             if os.pwritev(descriptor, parts, self._serial % self._slots * size) != sum(map(len, parts)):
-                raise OSError(f"{self._path}: written in part")
+                raise OSError(f"{self.path}: written in part")
         finally:
             os.close(descriptor)
 
     def remove(self) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._path.unlink()
+            self.path.unlink()
 
 
 def _written(saved: Saved, serial: int) -> Sequence[memoryview]:

@@ -38,7 +38,7 @@ from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.review import Reviewer
-from rmbgd.sequence.sequences import open_sequences
+from rmbgd.sequence.sequences import announced_sequences, open_sequences
 from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.hooks import Hooks
@@ -197,7 +197,8 @@ class Service:
         self._threads = ThreadGroup(self.messages.put)
         self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
-        self._sequences = open_sequences(config, emit, config.service.state_directory)
+        state = config.service.state_directory
+        self._sequences = announced_sequences(config, clock) if announces else open_sequences(config, emit, state)
         results = self._open_source(publisher)
         stack.callback(self._intake.release)  # also where this life ends before it serves
         if life.safe:
@@ -263,6 +264,7 @@ class Service:
             heartbeat=heartbeat,
             describe=self._of_a_worker,
             on_compared=compared,
+            sequences=self._sequences,
         )
         self._intake = worker.source
         return worker.publisher

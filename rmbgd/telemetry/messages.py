@@ -75,6 +75,7 @@ SENTENCES = {
     "source.drained": "an administrator drains this host; nothing more is leased",
     "source.undrained": "this host leases images again",
     "image.announced": "announced {path} after {seconds:time}",
+    "sequence.announced": "announced sequence {folder}/{sequence}",
     "lease.dropped": "[{path}: ]nothing to do: {why} ({detail})",
     "lease.lost": "{path} does not move in stage {stage}; its lease is left to expire",
     "image.done": "{path} -> {output} ({width}x{height}, {model} on {device}[, {total:time}])[: {odd}]",

@@ -32,3 +32,15 @@ def test_without_the_library_it_says_how_to_install_it(
     monkeypatch.setattr(backfill, "is_installed", lambda module: module != "ray")
     assert main.main(["backfill", "shop", "--ray", "2", "--config", str(tmp_path / "none")]) == Exit.CONFIGURATION
     assert "--ray needs ray: pip install 'rmbgd[ray]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["frames", "films"])
+def test_actors_take_images_alone(
+    kind: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(backfill, "is_installed", lambda _: True)
+    places = "".join(f'{role} = "{tmp_path / role}"\n' for role in ("input", "output", "failed"))
+    root = f'[[folder]]\nname = "takes"\nkind = "{kind}"\noriginals = "keep"\n{places}'
+    (config := tmp_path / "rmbgd.toml").write_text(f'[source]\nkind = "jetstream"\n{root}')
+    assert main.main(["backfill", "takes", "--ray", "2", "--config", str(config)]) == Exit.FAILED
+    assert f"root 'takes' has kind = \"{kind}\", and actors take images alone; leave out" in capsys.readouterr().err

@@ -228,6 +228,14 @@ def test_only_the_records_of_folders_are_files_of_their_own() -> None:
     assert [folder.name for folder in config.with_spools().folder] == ["shop", "cloud"]
 
 
+@pytest.mark.parametrize("kind", ["images", "frames", "films"])
+def test_a_root_of_a_fleet_may_have_any_kind_and_keeps_its_originals(kind: str) -> None:
+    source = {"source": {"kind": "jetstream"}}
+    assert parse(source | {"folder": [KEPT | {"kind": kind}]}).folder[0].kind == kind
+    (text,) = problems(source | {"folder": [KEPT | {"kind": kind, "originals": "delete"}]})
+    assert "a root of a fleet keeps its originals" in text
+
+
 def test_archive_without_a_place_is_refused() -> None:
     lacking = {key: value for key, value in FOLDER.items() if key != "done"}
     assert "needs a `done` folder" in problems({"folder": [lacking]})[0]

@@ -56,6 +56,12 @@ def test_no_lease_lasts_for_ever() -> None:
     assert not may_extend(progress("engine", 1801.0), moving, 1801.0, TIMES)
 
 
+def test_a_film_may_take_hours_and_each_of_its_frames_as_long_as_an_image() -> None:
+    film = LeaseProgress(0.0, "engine", 9000.0, is_unit=True)
+    assert may_extend(film, {}, 9000.0 + TIMES.maximum, TIMES)
+    assert not may_extend(film, dict.fromkeys(ORDER, 10_900.0), 9000.1 + TIMES.maximum, TIMES)
+
+
 @given(stage=STAGES, moved_at=SECONDS, entered=ENTERED, now=SECONDS, later=SECONDS)
 def test_time_alone_never_makes_a_lease_extendable_again(
     stage: str, moved_at: float, entered: dict[str, float], now: float, later: float

@@ -36,7 +36,7 @@ class Bench:
 
     def __init__(self, path: Path | None, *, steady: bool = True) -> None:
         self.events = RecordedEvents()
-        self.filters = Filters({"film": FilterRules(steady)}, path, 3, self.events)
+        self.filters = Filters({"film": FilterRules(steady, states=path)}, 3, self.events)
 
     def apply(self, *numbers: int, size: tuple[int, int] = (40, 60)) -> list[Bytes]:
         return [self.filters.apply(job(number), *image(number, size)) for number in numbers]

@@ -19,6 +19,7 @@ from rmbgd.fleet.broker import Broker
 from rmbgd.fleet.message import BULK, DEAD, HOT, Announcement
 from rmbgd.fleet.share import fingerprint_of
 from rmbgd.naming import is_temporary
+from rmbgd.sequence.sequences import SHARED_STATES
 from tests.support import audit
 from tests.support.broker import PATIENCE as BROKER_PATIENCE
 from tests.support.broker import Broker as BrokerUnderTest
@@ -38,6 +39,7 @@ class FleetUnderTest:
 
     review    with a folder for people
     recipe    of all workers
+    folder    more settings of their root
     settings  tables of their configurations, over the short times that scenarios use
     options   for their launchers
     broker, address, credentials  a configuration of the broker, where it listens, and with what we connect to it
@@ -51,6 +53,7 @@ class FleetUnderTest:
         lease: float = LEASE,
         review: bool = False,
         recipe: dict[str, Any] | None = None,
+        folder: dict[str, Any] | None = None,
         settings: Settings | None = None,
         options: dict[str, Any] | None = None,
         broker: str | None = None,
@@ -68,7 +71,8 @@ class FleetUnderTest:
         source = {"kind": "jetstream", "servers": [self.broker.url], "lease": lease, "retry_wait": RETRY_WAIT}
         tables = {**(settings or {})}
         tables["source"] = source | tables.get("source", {})
-        folder = {role: str(path) for role, path in self.roots.items()} | {"originals": "keep"}
+        folder = {role: str(path) for role, path in self.roots.items()} | {"originals": "keep"} | (folder or {})
+        self.folder = folder
         self._proof = credentials
         self.workers = [
             ServiceUnderTest(base / f"w{number}", settings=tables, folder=folder, recipe=recipe, options=options)
@@ -243,7 +247,8 @@ class FleetUnderTest:
         return found
 
     def _visible(self, role: str) -> list[str]:
-        return [path for path in audit.files(self.roots[role]) if not is_temporary(os.path.basename(path))]
+        visible = [path for path in audit.files(self.roots[role]) if not path.startswith(f"{SHARED_STATES}/")]
+        return [path for path in visible if not is_temporary(os.path.basename(path))]
 
     def records(self, *roles: str) -> dict[str, dict[str, Any]]:
         """Input -> the record of its set; no input has two."""
