@@ -235,7 +235,10 @@ class LeaseSource(Inbox):
             self._heard_from_broker(fault)
             return
         if not deliveries and (idle or self._units.wants_to_send):
-            self._compared() if idle else self._heard_from_broker(None)
+            if idle:
+                self._compared()
+            else:
+                self._heard_from_broker(None)
             self._sleep(WAIT / 4 if self._suspects or not idle else WAIT, self._heartbeat)
             return
         self._heard_from_broker(None)
@@ -421,7 +424,8 @@ class LeaseSource(Inbox):
 
     def _sequence_over(self, held: Held, ending: Ending, why: str) -> None:
         if ending in ("answered", "gone"):
-            self._triage.tell(held.delivery, held.announced, why=ending, detail=why)
+            detail = "done" if ending == "answered" else "while it was worked on"
+            self._triage.tell(held.delivery, held.announced, why=ending, detail=detail)
         if ending != "stopped":
             self._done(held)
         elif why == "lost":  # another worker has it, and nothing is to be said of its lease

@@ -113,9 +113,7 @@ class Units:
         if (own := self._own(announced)) is not None:
             if (own.delivery.stream, own.delivery.sequence) != (delivery.stream, delivery.sequence):
                 return "busy"
-            own.delivery = (
-                delivery  # the broker was away for a lease: it is this one now that is extended, and answered
-            )
+            own.delivery = delivery  # the broker was away for a lease: this one is extended and answered now
             if own.sequence is not None and own.sequence.stopped == "lost":
                 own.sequence.stopped = "lease"
             return "goes_on"
@@ -157,7 +155,7 @@ class Units:
                 leases.add_frame(held, unread.job_id)
                 detail = "it could not be read for an hour, while its root could"
                 refusals.send(Rejection(unread, Reason.IO_ERROR, detail, "intake", Timing()))
-        room = min(jobs.free(), self._frames_maximum - sum(map(len, self._sequences())))
+        room = min(jobs.free(), self._frames_maximum - sum(map(len, self._leased())))
         if self._has_images:
             room = min(room, max(1, jobs.statistics().capacity // 2) - leases.unbegun())
         looks = LOOKS
@@ -181,16 +179,16 @@ class Units:
 
     @property
     def wants_to_send(self) -> bool:
-        return any(sequence.may_send for sequence in self._sequences())
+        return any(sequence.may_send for sequence in self._leased())
 
     def stop(self, why: str, roots: Collection[str] | None = None) -> None:
         """Send nothing more of the sequences of these roots, or of any: other workers go on with them."""
-        for sequence in self._sequences():
+        for sequence in self._leased():
             if roots is None or sequence.announced.root in roots:
                 sequence.stop(why)
 
     def settle(self) -> list[tuple[Held, Ending, str]]:
-        """Sequences that have ended, each once; how, and why."""
+        """Sequences that have ended, each once; how, and why it was stopped."""
         lost = {self._lost.popleft().key for _ in range(len(self._lost))}
         found: list[tuple[Held, Ending, str]] = []
         for held in self._held:
@@ -199,13 +197,7 @@ class Units:
                     held.sequence.stop("lost")
                 if ending := held.sequence.ending():
                     self._count_unreadable(held)
-                    found.append(
-                        (
-                            held,
-                            ending,
-                            held.sequence.stopped or ("done" if ending == "answered" else "while it was worked on"),
-                        )
-                    )
+                    found.append((held, ending, held.sequence.stopped))
         return found
 
     def _count_unreadable(self, held: Held) -> None:
@@ -248,7 +240,7 @@ class Units:
 
     def describe(self, root: str | None) -> list[dict[str, object]]:
         """Sequences, for people."""
-        return [each.describe() for each in self._sequences() if root in (None, each.announced.root)]
+        return [each.describe() for each in self._leased() if root in (None, each.announced.root)]
 
     def _next(self, held: Held) -> Job | None:
         assert held.sequence is not None
@@ -267,5 +259,5 @@ class Units:
         count = sum((held.sequence is None) == (root in self.films) for held in self._held)
         return count < (1 if root in self.films else SEQUENCES_AT_ONCE)
 
-    def _sequences(self) -> Sequence[LeasedSequence]:
+    def _leased(self) -> Sequence[LeasedSequence]:
         return [held.sequence for held in self._held if held.sequence is not None]

@@ -255,7 +255,7 @@ def test_it_pauses_among_frames_with_results(bench: Bench) -> None:
         assert bench.units.send(sender, Mock(), bench.leases, set())
         assert bench.units.settle() == []
         assert not bench.units.send(sender, Mock(), bench.leases, set())
-    assert bench.units.settle() == [(held, "answered", "done")]
+    assert bench.units.settle() == [(held, "answered", "")]
 
 
 def test_a_share_that_fails_stops_a_sequence(bench: Bench) -> None:
