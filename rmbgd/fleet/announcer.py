@@ -7,7 +7,7 @@ one by one, and their sequence is announced when the intake says that it is over
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -112,8 +112,7 @@ class Announcer:
             fault = left[0][1]
             failures += 1
             self._hold(jobs)
-            tells_itself = isinstance(fault, NotConnected) or (fault.kind == "unreachable" and failures < FAILURES_TOLD)
-            if not tells_itself and fault.detail != said:
+            if not _tells_itself(fault, failures) and fault.detail != said:
                 said = fault.detail
                 self._emit("source.unusable", detail=f"images cannot be announced: {said}")
             heartbeat.waiting()
@@ -132,13 +131,7 @@ class Announcer:
 
     def _take_frames(self, jobs: Sequence[Job], heartbeat: Heartbeat) -> None:
         """Their sequences are open."""
-
-        def note() -> None:
-            for folder, sequence in {(job.folder, _sequence_of(job) or "") for job in jobs}:
-                with storage_faults(str(self._context.engine.config.service.state_directory)):
-                    self._sequences.add(folder, sequence)
-
-        if self._remember(jobs, heartbeat, note):
+        if self._remember(jobs, heartbeat, {(job.folder, _sequence_of(job) or "") for job in jobs}):
             for job in jobs:
                 self._source.ended(job)
 
@@ -156,10 +149,7 @@ class Announcer:
                 except (BrokerFault, OSError, StorageFault) as error:
                     fault = error
             failures = 0 if fault is None else failures + 1
-            tells_itself = isinstance(fault, BrokerFault) and (
-                isinstance(fault, NotConnected) or (fault.kind == "unreachable" and failures < FAILURES_TOLD)
-            )
-            detail = "" if fault is None or tells_itself else str(fault)
+            detail = "" if fault is None or _tells_itself(fault, failures) else str(fault)
             if detail and detail != said:
                 self._emit("source.unusable", detail=f"sequences cannot be announced: {detail}")
             said = detail
@@ -180,13 +170,16 @@ class Announcer:
                 self._emit("sequence.announced", folder=folder, sequence=sequence, **told)
         self._sequences.announced(folder, sequence)
 
-    def _remember(self, jobs: Sequence[Job], heartbeat: Heartbeat, first: Callable[[], None] = lambda: None) -> bool:
-        """That these are announced. False where the service stops before it can: the next run announces them again."""
+    def _remember(self, jobs: Sequence[Job], heartbeat: Heartbeat, sequences: Collection[tuple[str, str]] = ()) -> bool:
+        """That these are announced, or their sequences are open. False where the service stops before it can: the next
+        run announces them again."""
         if not jobs:
             return False
 
         def write() -> None:
-            first()
+            with storage_faults(str(self._context.engine.config.service.state_directory)):
+                for folder, sequence in sequences:
+                    self._sequences.add(folder, sequence)
             self._ledger.announced([job.job_id for job in jobs])
 
         try:
@@ -249,6 +242,12 @@ class Announcer:
 
     def close(self) -> None:
         self._broker.close()
+
+
+def _tells_itself(fault: Exception, failures: int) -> bool:
+    """Does the connection say that it is lost? Then nothing more need be said."""
+    is_away = isinstance(fault, BrokerFault) and fault.kind == "unreachable" and failures < FAILURES_TOLD
+    return is_away or isinstance(fault, NotConnected)
 
 
 def _sequence_of(job: Job) -> str | None:

@@ -248,7 +248,8 @@ class LeaseSource(Inbox):
         if self._config.bucket:
             self._heartbeat.waiting()  # for the storage, each of whose answers has a deadline
         for delivery in filter(self._units.is_one, deliveries):  # its frames are listed, which may take long
-            self._units.look(delivery, self._looks.submit(self._triage.look, delivery), self.wake)
+            self._units.look(delivery, seen := self._looks.submit(self._triage.look, delivery))
+            seen.add_done_callback(lambda _: self.wake())
         others = [delivery for delivery in deliveries if not self._units.is_one(delivery)]
         self._judge(self._looks.map(self._triage.look, others), jobs, refusals)
 

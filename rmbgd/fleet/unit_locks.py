@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import json
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -23,18 +22,19 @@ from rmbgd.fleet.workers import REPORT_EVERY
 
 @dataclass(slots=True)
 class UnitLock:
-    """One that is held; `revision` is replaced by the loop."""
+    """One that was taken; `revision` and `is_lost`, whether somebody else has it by now, are the loop's to set."""
 
     key: str
     value: bytes
     revision: int
+    is_lost: bool = False
 
 
 class UnitLocks:
-    """`run` is the loop's, all others another thread's. on_lost: called on the loop when somebody else has a lock."""
+    """`run` is the loop's, all others another thread's."""
 
-    def __init__(self, broker: Broker, worker: str, on_lost: Callable[[UnitLock], None]) -> None:
-        self._broker, self._worker, self._on_lost = broker, worker, on_lost
+    def __init__(self, broker: Broker, worker: str) -> None:
+        self._broker, self._worker = broker, worker
         self._mutex = threading.Lock()
         self._held: dict[str, UnitLock] = {}  # by key; guarded by _mutex
 
@@ -86,7 +86,7 @@ class UnitLocks:
                 lock.revision = revision
                 return
             del self._held[lock.key]
-        self._on_lost(lock)
+        lock.is_lost = True
 
     async def _take(self, key: str, value: bytes, message: str) -> int | None:
         if (revision := await self._broker.put_first(WORKERS, key, value)) is not None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from typing import Literal
 
 from rmbgd.clock import Clock
@@ -23,7 +23,7 @@ from rmbgd.fleet.pulls import BrokerFault, Delivery
 from rmbgd.fleet.root import Root, RootInput
 from rmbgd.fleet.sequence_root import SequenceRoot
 from rmbgd.fleet.triage import UNREADABLE_AFTER, Settled, Todo
-from rmbgd.fleet.unit_locks import UnitLock, UnitLocks
+from rmbgd.fleet.unit_locks import UnitLocks
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
 from rmbgd.pipeline.pipeline import images_maximum
 from rmbgd.pipeline.queue import Sender
@@ -63,8 +63,7 @@ class Units:
         self._broker, self._lease, self._retry_wait = broker, config.source.lease, config.source.retry_wait
         self._connection, self._ask_own_until = 1, 0.0  # the first brings nothing that it has
         self._looking: dict[str, tuple[Delivery, Future[Todo | Settled]]] = {}  # by the reply
-        self._lost: deque[UnitLock] = deque()  # the loop appends
-        self.locks = UnitLocks(broker, worker, self._lost.append)
+        self.locks = UnitLocks(broker, worker)
         self._frames_maximum = images_maximum(config.pipeline)
         self._tickets = itertools.count(1)
         self._held: deque[Held] = deque()
@@ -122,11 +121,11 @@ class Units:
         held.lock = self.locks.take(announced, delivery)
         if held.lock is None:
             return "busy"
-        try:
-            return self._begin(held, found)
-        except BaseException:
-            self.locks.give(held.lock)
-            raise
+        with ExitStack() as stack:
+            stack.callback(self.locks.give, held.lock)
+            begun = self._begin(held, found)
+            stack.pop_all()  # it is given back at the end
+        return begun
 
     def _begin(self, held: Held, found: RootInput) -> Begun:
         announced, delivery = held.announced, held.delivery
@@ -189,11 +188,10 @@ class Units:
 
     def settle(self) -> list[tuple[Held, Ending, str]]:
         """Sequences that have ended, each once; how, and why it was stopped."""
-        lost = {self._lost.popleft().key for _ in range(len(self._lost))}
         found: list[tuple[Held, Ending, str]] = []
         for held in self._held:
             if held.sequence is not None:
-                if held.lock is not None and held.lock.key in lost:
+                if held.lock is not None and held.lock.is_lost:
                     held.sequence.stop("lost")
                 if ending := held.sequence.ending():
                     self._count_unreadable(held)
@@ -211,10 +209,9 @@ class Units:
     def is_one(self, delivery: Delivery) -> bool:
         return delivery.consumer in self._consumers
 
-    def look(self, delivery: Delivery, seen: Future[Todo | Settled], wake: Callable[[], None]) -> None:
-        """What there is to do for it is being looked at; `wake` is called when that is known."""
+    def look(self, delivery: Delivery, seen: Future[Todo | Settled]) -> None:
+        """What there is to do for it is being looked at."""
         self._looking[delivery.reply] = delivery, seen
-        seen.add_done_callback(lambda _: wake())
 
     def looked(self) -> list[Todo | Settled]:
         found = [(reply, seen) for reply, (_, seen) in self._looking.items() if seen.done()]

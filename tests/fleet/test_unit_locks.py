@@ -27,8 +27,7 @@ def delivery(sequence: int, deliveries: int = 1) -> Delivery:
 
 class Worker:
     def __init__(self, broker: Broker, name: str) -> None:
-        self.lost: list[UnitLock] = []
-        self.locks = UnitLocks(broker, name, self.lost.append)
+        self.locks = UnitLocks(broker, name)
         self.broker = broker
 
     def keep(self, lock: UnitLock) -> None:
@@ -45,7 +44,7 @@ def test_one_message_has_it_until_it_is_given_back(fitted: Broker) -> None:
     newer = Announcement("shop", "a.mp4", "2-2", "default")
     assert second.locks.take(newer, delivery(4)) is None
     first.keep(lock)
-    assert first.lost == []
+    assert not lock.is_lost
     assert second.locks.take(FILM, delivery(2)) is None
     first.locks.give(lock)
     assert second.locks.take(FILM, delivery(2)) is not None
@@ -57,7 +56,7 @@ def test_who_gets_the_same_message_again_takes_it_over(fitted: Broker) -> None:
     assert lock is not None
     assert second.locks.take(FILM, delivery(1, deliveries=2)) is not None
     first.keep(lock)
-    assert first.lost == [lock]
+    assert lock.is_lost
     first.locks.give(lock)  # it has none any more, and takes none from the other
     assert second.locks.take(FILM, delivery(9)) is None
 
@@ -68,12 +67,12 @@ def test_a_lock_that_the_broker_forgot_is_lost_where_another_took_it(fitted: Bro
     assert lock is not None
     KeyValues(fitted, WORKERS).delete(lock.key)  # as it does a minute after it was written last
     first.keep(lock)
-    assert first.lost == []
+    assert not lock.is_lost
     assert second.locks.take(FILM, delivery(2)) is None
     KeyValues(fitted, WORKERS).delete(lock.key)
     assert second.locks.take(FILM, delivery(2)) is not None
     first.keep(lock)
-    assert first.lost == [lock]
+    assert lock.is_lost
 
 
 def test_an_answer_that_was_lost_loses_no_lock(fitted: Broker) -> None:
@@ -83,7 +82,7 @@ def test_an_answer_that_was_lost_loses_no_lock(fitted: Broker) -> None:
     KeyValues(fitted, WORKERS).put(lock.key, lock.value)  # as it wrote it, without hearing of it
     first.keep(lock)
     first.keep(lock)
-    assert first.lost == []
+    assert not lock.is_lost
 
 
 def test_who_lost_it_gives_back_nothing_of_others(fitted: Broker) -> None:
@@ -111,7 +110,7 @@ def test_locks_are_no_workers(fitted: Broker) -> None:
 
 def test_many_at_once_are_one(fitted: Broker) -> None:
     async def take() -> list[int | None]:
-        locks = [UnitLocks(fitted, str(number), lambda _: None) for number in range(20)]
+        locks = [UnitLocks(fitted, str(number)) for number in range(20)]
         return await asyncio.gather(*(each._take("unit.x", b"{}", f"{HOT}:{n}") for n, each in enumerate(locks)))
 
     found = fitted.call(take(), 20)
@@ -137,7 +136,7 @@ def test_a_worker_may_lock_with_its_key(tmp_path: Path) -> None:
             assert lock is not None
             assert mine.locks.take(FILM, delivery(2)) is None
             mine.keep(lock)
-            assert mine.lost == []
+            assert not lock.is_lost
             mine.locks.give(lock)
             assert mine.locks.take(FILM, delivery(2)) is not None
         finally:

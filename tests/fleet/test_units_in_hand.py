@@ -133,14 +133,12 @@ def test_after_an_outage_it_asks_for_what_it_has(bench: Bench) -> None:
 def test_nothing_more_is_asked_for_while_one_is_looked_at(bench: Bench) -> None:
     seen: Future[Settled] = Future()
     delivery = bench.held("frames", "f#").delivery
-    wake = Mock()
-    bench.units.look(delivery, seen, wake)
+    bench.units.look(delivery, seen)
     assert bench.units.wanted(["frames", "films"]) == []
     assert (bench.units.looked(), bench.units.replies_looked_at()) == ([], [delivery.reply])
     seen.set_result(found := Settled(delivery, b"+ACK"))
-    assert wake.call_count == 1
     assert (bench.units.looked(), bench.units.replies_looked_at()) == ([found], [])
-    bench.units.look(delivery, Future(), wake)
+    bench.units.look(delivery, Future())
     assert bench.units.stop_looking() == [delivery]
     assert bench.units.looked() == []
 
@@ -271,5 +269,5 @@ def test_a_share_that_fails_stops_a_sequence(bench: Bench) -> None:
 def test_a_lost_lock_stops_a_sequence(bench: Bench) -> None:
     held = bench.held("frames", "a/#")
     bench.begin(held)
-    bench.units._lost.append(held.lock)
+    held.lock.is_lost = True
     assert bench.units.settle() == [(held, "stopped", "lost")]
