@@ -151,7 +151,7 @@ def test_a_worker_keeps_its_sequence_while_the_broker_is_away(tmp_path: Path) ->
 
 
 def test_a_share_that_goes_away_ends_no_sequence(tmp_path: Path) -> None:
-    images = frames(100)
+    images = frames(250)
     with (
         disk(tmp_path / "disk") as device,
         FleetUnderTest(tmp_path, workers=1, folder=FRAMES, options={"engine": {"delay": 0.02}}) as fleet,
@@ -172,7 +172,7 @@ def test_a_share_that_goes_away_ends_no_sequence(tmp_path: Path) -> None:
 
 
 def test_an_output_that_goes_away_is_not_made_anew(tmp_path: Path) -> None:
-    images = frames(60)
+    images = frames(250)
     with FleetUnderTest(tmp_path, workers=1, folder=FRAMES, options={"engine": {"delay": 0.02}}) as fleet:
         fleet.start()
         drop_sequence(fleet, images, "take0/f")
@@ -325,16 +325,18 @@ def test_films_are_leased_one_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_film_is_begun_again_by_another_worker(tmp_path: Path) -> None:
-    with FleetUnderTest(tmp_path, folder=FILMS, settings=SMALL, options={"engine": {"delay": 0.05}}) as fleet:
+    with FleetUnderTest(tmp_path, folder=FILMS, settings=SMALL) as fleet:
         first, second = fleet.workers
+        first.hold.touch()
         first.start()
         [announced] = fleet.drop_all({"a.mp4": film(frames=60)})
-        first.wait_for("film.started")
+        first.wait(first.given, "a frame in the engine")
         second.start()
         fleet.put(announced.encode())
         first.kill()
         fleet.wait_until_settled()
         fleet.assert_all_done(["a.mp4"])
-        [done] = second.recorded("image.done")
+        [done] = [each for each in second.recorded("image.done") if not each.get("recovered")]
         assert done["frames"] == 60
+        assert fleet.unexplained() == []
         assert {"a.mov", "a.mov.json"} <= set(os.listdir(fleet.output))
